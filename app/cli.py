@@ -1,0 +1,116 @@
+"""`tickertape serve | generate | chat`: the command line.
+
+Only what a command needs is imported, inside it: `tickertape generate --url ...` loads no torch.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from app.client import Client, Done, Event, Options, TickertapeError, Token
+from app.options import SettingsError, load, with_options
+from app.settings import EngineSettings, Settings
+from model.errors import ModelLoadError
+
+app = typer.Typer(
+    name="tickertape",
+    help="Serve a language model whose every answer is a tape, and talk to it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+notes = Console(stderr=True, highlight=False)
+
+Url = Annotated[
+    str | None, typer.Option(help="A running server; by default the model is loaded right here.")
+]
+MaxLength = Annotated[int, typer.Option(min=1, help="New tokens at most.")]
+Temperature = Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")]
+TopK = Annotated[int, typer.Option(min=0, help="Draw among the k likeliest only; 0 is all.")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Draw among the likeliest that reach p.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same text.")]
+
+
+@app.command()
+@with_options(Settings)
+def serve(flags: dict[str, Any]) -> None:
+    """Serve a model over HTTP, with a live page at / and the API's documentation at /docs."""
+    from app.server import run
+
+    run(load(Settings, flags))
+
+
+@app.command()
+@with_options(EngineSettings)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    flags: dict[str, Any],
+    url: Url = None,
+    max_length: MaxLength = 100,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+) -> None:
+    """Continue a prompt, typing as the tokens come."""
+    options = _options(max_length, temperature, top_k, top_p, seed)
+    asyncio.run(_print_all(_events(prompt, url, flags, options)))
+
+
+def _options(
+    max_length: int, temperature: float, top_k: int, top_p: float, seed: int | None
+) -> Options:
+    options = Options(max_length=max_length, temperature=temperature, top_k=top_k, top_p=top_p)
+    if seed is not None:
+        options["seed"] = seed
+    return options
+
+
+async def _events(
+    prompt: str, url: str | None, flags: dict[str, Any], options: Options
+) -> AsyncIterator[Event]:
+    if url:
+        async with Client(url) as client:
+            async for event in client.generate(prompt, **options):
+                yield event
+        return
+    from app.local import LocalModel
+
+    async with LocalModel(load(EngineSettings, flags)) as local:
+        async for event in local.generate(prompt, **options):
+            yield event
+
+
+async def _print_all(events: AsyncIterator[Event]) -> str:
+    """Type the tokens as they come, then one line of figures; return the text."""
+    text = ""
+    async for event in events:
+        if isinstance(event, Token):
+            text += event.text
+            console.print(event.text, end="", markup=False, soft_wrap=True)
+        elif isinstance(event, Done):
+            console.print()
+            notes.print(_figures(event), style="dim")
+    return text
+
+
+def _figures(done: Done) -> str:
+    figures = [f"{done.usage['completion_tokens']} tokens"]
+    if (ttft := done.timings["ttft_ms"]) is not None:
+        figures.append(f"first after {ttft:.0f} ms")
+    if (rate := done.timings["tokens_per_second"]) is not None:
+        figures.append(f"{rate:.0f} tokens/s")
+    return " · ".join([*figures, done.finish_reason])
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one line and exit code 1, not a traceback."""
+    try:
+        app()
+    except (SettingsError, ModelLoadError, TickertapeError) as error:
+        notes.print(f"tickertape: {error}", style="red", markup=False, soft_wrap=True)
+        raise SystemExit(1) from None

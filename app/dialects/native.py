@@ -1,0 +1,78 @@
+"""Tape entries -> native SSE frames. Pure functions: no sockets, no clocks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import orjson
+
+from app.tapes.position import Position
+from app.tapes.tape import End, Entry
+from model.messages import Logprob
+
+RETRY_MS = 1000
+
+
+def opening(position: Position) -> bytes:
+    """The block without data that every stream begins with: from here on a client can resume."""
+    return f"retry: {RETRY_MS}\nid: {position}\n\n".encode()
+
+
+def frames(tape_id: str, last: int, batch: Sequence[Entry | End]) -> bytes:
+    """The frames for a batch whose last entry has the number `last`.
+
+    All tokens share one frame: a reader that keeps up gets one token a frame, one that fell
+    behind gets what it missed at once. The id is that of the last entry that the frame carries.
+    """
+    tokens = [entry for entry in batch if isinstance(entry, Entry)]
+    ends = [entry for entry in batch if isinstance(entry, End)]
+    out = b""
+    if tokens:
+        out += _frame("token", f"{tape_id}:{last - len(ends)}", token_data(tokens))
+    for end in ends:
+        out += _frame("done", f"{tape_id}:{last}", done_data(end))
+    return out
+
+
+def token_data(entries: Sequence[Entry]) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "text": "".join(entry.text for entry in entries),
+        "token_ids": [entry.token_id for entry in entries],
+        "index": 0,
+    }
+    logprobs = logprobs_data(entries)
+    return data | ({"logprobs": logprobs} if logprobs else {})
+
+
+def logprobs_data(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """One object per entry that has them."""
+    return [_logprob(entry.logprob) for entry in entries if entry.logprob]
+
+
+def _logprob(logprob: Logprob) -> dict[str, Any]:
+    chosen = {
+        "token_id": logprob.token_id,
+        "token": logprob.token,
+        "logprob": logprob.logprob,
+    }
+    return chosen | {"top": [msgspec.structs.asdict(top) for top in logprob.top]}
+
+
+def done_data(end: End) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "finish_reason": end.finish_reason,
+        "usage": end.usage,
+        "timings": end.timings,
+    }
+    if end.error:
+        data["error"] = {"type": "server_error", "message": end.error, "param": None, "code": None}
+    return data
+
+
+def _frame(event: str, frame_id: str, data: dict[str, Any]) -> bytes:
+    # orjson escapes every control character, so the data is always one line.
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (
+        frame_id.encode(),
+        event.encode(),
+        orjson.dumps(data),
+    )

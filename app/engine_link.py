@@ -1,0 +1,199 @@
+"""The API process's side of the process boundary: start and watch the engine, talk to it.
+
+`generate` is the way to tokens: an async generator that yields what the engine reports of one
+sequence, and cancels the sequence when it is closed early.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator
+from typing import Literal
+
+from model.messages import (
+    Cancel,
+    Command,
+    Configure,
+    Failed,
+    Finished,
+    Gauges,
+    Generate,
+    Pause,
+    Ready,
+    Report,
+    Resume,
+    Started,
+    Step,
+    Token,
+    Unpacker,
+    pack,
+    report_decoder,
+)
+
+logger = logging.getLogger("tickertape.engine")
+
+Event = Started | Token | Finished
+State = Literal["loading", "ready", "recovering", "draining"]
+
+
+class EngineError(Exception):
+    """The engine process ended while it was working on a request, or cannot take one."""
+
+
+class EngineFailedError(EngineError):
+    """The engine cannot serve at all; the message says why in one line."""
+
+
+class EngineLink:
+    """One engine process: started by `start`, started again when it dies, ended by `stop`."""
+
+    def __init__(self, options: Configure) -> None:
+        self._options = options
+        self._inboxes: dict[str, asyncio.Queue[Event | EngineError]] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._loaded = asyncio.Event()
+        self.state: State = "loading"
+        self.info: Ready | None = None
+        self.gauges = Gauges()
+        self.failure: asyncio.Future[EngineFailedError] = asyncio.get_running_loop().create_future()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Launch the engine; returns at once, `loaded` waits until it can work."""
+        reader = await self._launch()
+        self._watcher = asyncio.create_task(self._watch(reader))
+
+    async def loaded(self) -> Ready:
+        """Wait for the model. Raises EngineFailedError when it cannot be served."""
+        loaded = asyncio.create_task(self._loaded.wait())
+        await asyncio.wait((loaded, self.failure), return_when=asyncio.FIRST_COMPLETED)
+        if self.failure.done():
+            loaded.cancel()
+            raise self.failure.result()
+        assert self.info is not None
+        return self.info
+
+    async def stop(self) -> None:
+        """End the engine process; whoever still waits for tokens gets EngineError."""
+        if self._watcher:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        self._hang_up()
+        if self._process:
+            await self._process.wait()
+
+    def drain(self) -> None:
+        """Take no more work; what runs goes on."""
+        self.state = "draining"
+
+    async def generate(self, request: Generate) -> AsyncIterator[Event]:
+        """Yield Started, then each Token as it is made, then Finished.
+
+        Closing the generator early cancels the sequence. Raises EngineError when the engine dies.
+        """
+        inbox: asyncio.Queue[Event | EngineError] = asyncio.Queue()
+        self._inboxes[request.id] = inbox
+        finished = False
+        try:
+            self._send(request)
+            while not finished:
+                event = await inbox.get()
+                if isinstance(event, EngineError):
+                    finished = True
+                    raise event
+                finished = isinstance(event, Finished)
+                yield event
+        finally:
+            del self._inboxes[request.id]
+            if not finished:
+                self._send(Cancel(request.id))
+
+    def pause(self, request_id: str) -> None:
+        self._send(Pause(request_id))
+
+    def resume(self, request_id: str) -> None:
+        self._send(Resume(request_id))
+
+    def _send(self, command: Command) -> None:
+        if self._writer and not self._writer.is_closing():
+            self._writer.write(pack(command))
+
+    async def _launch(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "model.process",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._send(self._options)
+        return reader
+
+    async def _watch(self, reader: asyncio.StreamReader) -> None:
+        """Take in reports for as long as an engine lives; start another when it dies at work."""
+        while True:
+            await self._receive(reader)
+            code = await self._process.wait() if self._process else None
+            self._tell_all(EngineError(f"the engine process ended (exit code {code})"))
+            if self.failure.done():
+                return
+            if not self._loaded.is_set():
+                self._fail(f"the engine process ended while it loaded (exit code {code})")
+                return
+            logger.error("the engine process ended (exit code %s); starting another", code)
+            self.state = "recovering"
+            self._loaded.clear()
+            reader = await self._launch()
+
+    async def _receive(self, reader: asyncio.StreamReader) -> None:
+        """Act on every report until the engine's end of the socket closes."""
+        unpacker = Unpacker()
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1 << 16):
+                for body in unpacker.feed(data):
+                    self._handle(report_decoder.decode(body))
+        self._hang_up()
+
+    def _handle(self, report: Report) -> None:
+        match report:
+            case Step():
+                self.gauges = report.gauges
+                self._deliver(report)
+            case Ready():
+                self.info = report
+                self.state = "ready"
+                self._loaded.set()
+            case Failed():
+                self._fail(report.message)
+
+    def _deliver(self, step: Step) -> None:
+        """Each event to the generator that waits for it; those of cancelled sequences to nobody."""
+        for events in (step.started, step.tokens, step.finished):
+            for event in events:
+                if inbox := self._inboxes.get(event.id):
+                    inbox.put_nowait(event)
+
+    def _tell_all(self, error: EngineError) -> None:
+        self.gauges = Gauges()
+        for inbox in self._inboxes.values():
+            inbox.put_nowait(error)
+
+    def _fail(self, message: str) -> None:
+        if not self.failure.done():
+            self.failure.set_result(EngineFailedError(message))
+
+    def _hang_up(self) -> None:
+        if self._writer:
+            self._writer.close()

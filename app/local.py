@@ -1,0 +1,104 @@
+"""A model without a server: the same engine and the same events, for one caller in this process."""
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Self, Unpack
+
+from pydantic import ValidationError
+
+from app.admission import sampling_params
+from app.client import Done, Event, Options, TickertapeError, Token
+from app.engine_link import EngineError, EngineLink
+from app.errors import from_validation
+from app.main import configuration
+from app.schemas.native import GenerateFields
+from app.settings import EngineSettings
+from app.tapes.registry import write
+from app.tapes.tape import Tape
+from model.chat_template import ChatTemplate, Message, encode_chat
+from model.errors import ModelLoadError
+from model.loading.checkpoint import open_checkpoint
+from model.loading.hub import resolve
+from model.messages import Generate, Started
+
+
+class LocalModel:
+    """Loads a model for as long as an `async with` lasts. Raises ModelLoadError on the way in."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        path = resolve(settings.model)
+        checkpoint = open_checkpoint(path)
+        self._options = configuration(settings, path)
+        self._tokenizer = checkpoint.tokenizer()
+        self._chat_template = checkpoint.chat_template
+
+    async def __aenter__(self) -> Self:
+        self._link = EngineLink(self._options)
+        await self._link.start()
+        try:
+            self._context = (await self._link.loaded()).max_model_len
+        except EngineError as error:
+            await self._link.stop()
+            raise ModelLoadError(str(error)) from None
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._link.stop()
+
+    async def generate(self, prompt: str, **options: Unpack[Options]) -> AsyncIterator[Event]:
+        """Like `Client.generate`. Raises TickertapeError for what the model cannot honour."""
+        fields = _checked(prompt, options)
+        async for event in self._stream(self._tokenizer.encode(fields.prompt), fields):
+            yield event
+
+    async def chat(
+        self, messages: Sequence[Message], **options: Unpack[Options]
+    ) -> AsyncIterator[Event]:
+        """The model's next turn in a conversation of {"role", "content"} messages."""
+        if self._chat_template is None:
+            raise TickertapeError("this model has no chat template; use `tickertape generate`")
+        template = ChatTemplate(
+            self._chat_template, self._tokenizer.bos_token, self._tokenizer.eos_token
+        )
+        prompt_ids = encode_chat(self._tokenizer, template, messages)
+        async for event in self._stream(prompt_ids, _checked("chat", options)):
+            yield event
+
+    async def _stream(self, prompt_ids: list[int], fields: GenerateFields) -> AsyncIterator[Event]:
+        room = self._context - len(prompt_ids)
+        if room < 1:
+            raise TickertapeError(
+                f"the prompt has {len(prompt_ids)} tokens; it must have fewer than {self._context}"
+            )
+        params = sampling_params(fields, min(fields.max_length, room))
+        tape = Tape(secrets.token_urlsafe(16), len(prompt_ids))
+        try:
+            async for event in self._link.generate(Generate(tape.id, prompt_ids, params)):
+                write(tape, event)
+                if not isinstance(event, Started):
+                    yield _client_event(tape)
+        except EngineError as error:
+            raise TickertapeError(str(error)) from error
+
+
+def _checked(prompt: str, options: Options) -> GenerateFields:
+    try:
+        return GenerateFields.model_validate({"prompt": prompt, **options})
+    except ValidationError as error:
+        raise TickertapeError(from_validation(error.errors()[0]).detail) from None
+
+
+def _client_event(tape: Tape) -> Event:
+    """The tape's newest entry, as a client of a server would see it."""
+    if tape.end:
+        usage, timings = asdict(tape.end.usage), asdict(tape.end.timings)
+        return Done(tape.end.finish_reason, usage, timings, tape.id)
+    entry = tape.entries[-1]
+    return Token(entry.text, [entry.token_id], tape.id, tape.last)

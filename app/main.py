@@ -1,0 +1,77 @@
+"""The application: routes, errors and services put together. Nothing is decided here."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+
+from app import errors
+from app.admission import Admission
+from app.engine_link import EngineLink
+from app.routes import generate, ops, page, tapes
+from app.services import Services
+from app.settings import EngineSettings, Settings
+from app.tapes.memory import MemoryStore
+from app.tapes.registry import Registry
+from model.loading.checkpoint import open_checkpoint
+from model.loading.hub import resolve
+from model.messages import Configure
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service for one model. Raises ModelLoadError when the model cannot be opened."""
+    settings = settings or Settings()
+    path = resolve(settings.model)
+    checkpoint = open_checkpoint(path)
+    # Opened before the first request needs it: the engine loads for longer than this takes.
+    tokenizer = checkpoint.tokenizer()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        link = EngineLink(configuration(settings, path))
+        await link.start()
+        store = MemoryStore(ttl=settings.tape_ttl, budget=settings.tape_memory)
+        registry = Registry(link, store, settings.grace)
+        admission = Admission(
+            tokenizer=tokenizer,
+            config=checkpoint.config,
+            link=link,
+            registry=registry,
+            max_model_len=settings.max_model_len or checkpoint.config.max_model_len,
+            capacity=settings.max_num_seqs + settings.max_waiting,
+        )
+        app.state.services = Services(settings, checkpoint.config, link, registry, admission)
+        try:
+            yield
+        finally:
+            await registry.close()
+            await link.stop()
+
+    app = FastAPI(
+        title="Tickertape",
+        version=version("tickertape"),
+        summary="A language model whose every answer is a tape that can be resumed.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    errors.install(app)
+    for module in (generate, tapes, ops, page):
+        app.include_router(module.router)
+    app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
+    return app
+
+
+def configuration(settings: EngineSettings, path: Path) -> Configure:
+    """What the engine process is told at its start."""
+    return Configure(
+        model_path=str(path),
+        dtype=settings.dtype,
+        max_num_seqs=settings.max_num_seqs,
+        max_step_tokens=settings.max_step_tokens,
+        max_model_len=settings.max_model_len,
+        kv_cache_bytes=settings.kv_cache_memory,
+    )

@@ -1,0 +1,75 @@
+"""Settings -> command line options: every field becomes a flag, described where it is defined."""
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class SettingsError(Exception):
+    """An option, variable or file holds something that is no setting; one line per fault."""
+
+
+def load(kind: type[S], flags: dict[str, Any]) -> S:
+    """The settings, flags first. Raises SettingsError naming each fault and where to mend it."""
+    try:
+        return kind(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("; ".join(_fault(fault) for fault in error.errors())) from None
+
+
+def _fault(fault: Any) -> str:
+    name = str(fault["loc"][0])
+    message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    flag = f"--{name.replace('_', '-')}"
+    return f"{flag} (or TICKERTAPE_{name.upper()}) {message}, not {fault['input']!r}"
+
+
+def with_options(kind: type[BaseSettings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one flag per field of `kind`; it gets those that were set in `flags`.
+
+    Flags are strings here: pydantic checks them like variables and the file, in one place.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.name != "flags"
+        ]
+        names = list(kind.model_fields)
+
+        def wrapper(**values: Any) -> None:
+            flags = {name: values.pop(name) for name in names}
+            command(**values, flags=flags)
+
+        wrapper.__name__ = command.__name__
+        wrapper.__doc__ = command.__doc__
+        parameters = [*own, *(_option(kind, name) for name in names)]
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+def _option(kind: type[BaseSettings], name: str) -> inspect.Parameter:
+    field = kind.model_fields[name]
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=field.description,
+        show_default="" if field.default is None else str(field.default),
+        metavar=name.rpartition("_")[2].upper(),
+        rich_help_panel="Settings",
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, option],
+    )

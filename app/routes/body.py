@@ -1,0 +1,44 @@
+"""The one way JSON comes in: strictly, or a 4xx in our error shape."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import orjson
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from app.errors import APIError
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class _StrictRequest(Request):
+    """orjson refuses what Python's json lets in: NaN, Infinity, lone surrogates, bad UTF-8."""
+
+    async def json(self) -> Any:
+        try:
+            return orjson.loads(await self.body())
+        except orjson.JSONDecodeError as error:
+            raise APIError(
+                400, f"the body is not valid JSON: {error}", code="malformed_json"
+            ) from None
+
+
+class StrictRoute(APIRoute):
+    """A route whose body is read as strict JSON, and refused with 415 if labelled otherwise."""
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            kind = request.headers.get("content-type", "application/json").partition(";")[0]
+            if request.method == "POST" and kind.strip().lower() != "application/json":
+                raise APIError(
+                    415,
+                    f"the body is labelled {kind}; send JSON with Content-Type: application/json",
+                    code="unsupported_media_type",
+                )
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return strict

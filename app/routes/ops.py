@@ -1,0 +1,51 @@
+"""/health, /ready and /version: whether it lives, whether it takes work, what it is."""
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse, Response
+
+from app.services import ServicesDep
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/health")
+async def health(services: ServicesDep) -> dict[str, Any]:
+    """Always 200 while this process lives; how the engine is, and how busy."""
+    link = services.link
+    return {
+        "status": "ok",
+        "engine": link.state,
+        "engine_pid": link.pid,
+        "running": link.gauges.running,
+        "waiting": link.gauges.waiting,
+        "paused": link.gauges.paused,
+        "tapes": len(services.registry.store),
+        "kv_blocks_used": link.gauges.kv_blocks_used,
+        "kv_blocks_total": link.info.kv_blocks_total if link.info else 0,
+    }
+
+
+@router.get("/ready")
+async def ready(services: ServicesDep) -> Response:
+    """200 when new work is taken, 503 with Retry-After when not."""
+    state = services.link.state
+    if state == "ready":
+        return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": state}, 503, headers={"Retry-After": "1"})
+
+
+@router.get("/version")
+async def versions(services: ServicesDep) -> dict[str, Any]:
+    """This server's version, its model and how it runs it."""
+    info = services.link.info
+    return {
+        "version": version("tickertape"),
+        "model": services.config.name,
+        "dtype": info.dtype if info else None,
+        "device": info.device if info else None,
+        "max_model_len": services.admission.context,
+        "torch": info.torch_version if info else None,
+    }

@@ -1,0 +1,59 @@
+"""What every streaming route shares: find the tape that a reader names, and stream it."""
+
+from typing import Annotated
+
+from fastapi import Header
+from starlette.responses import Response
+
+from app.dialects import native
+from app.errors import APIError
+from app.services import Services
+from app.sse import TapeResponse
+from app.tapes.position import Position, parse_position
+from app.tapes.tape import Tape
+
+LastEventID = Annotated[
+    str | None,
+    Header(alias="Last-Event-ID", description="The id of the last frame received: go on after it."),
+]
+
+
+def find(services: Services, tape_id: str) -> Tape:
+    """Raises APIError 404 when there is no such tape, or no longer."""
+    tape = services.registry.get(tape_id)
+    if tape is None:
+        raise APIError(
+            404,
+            "no such tape; finished tapes are kept for "
+            f"{services.settings.tape_ttl:g} s, start a new generation",
+            code="tape_not_found",
+        )
+    return tape
+
+
+def resume(services: Services, event_id: str) -> Response:
+    """Go on after the entry that a Last-Event-ID names; never starts a generation."""
+    position = parse_position(event_id)
+    return stream(services, find(services, position.tape_id), position.entry)
+
+
+def stream(services: Services, tape: Tape, after: int = 0) -> Response:
+    """The tape as native SSE after entry `after`; 204 when the terminal entry was read already.
+
+    204 makes a browser's EventSource stop. Raises APIError 400 when `after` is in the future.
+    """
+    if after > tape.last:
+        raise APIError(
+            400, f"entry {after} is in the future: this tape has {tape.last}", code="future_id"
+        )
+    if tape.end and after == tape.last:
+        return Response(status_code=204)
+    return TapeResponse(
+        services.registry,
+        tape,
+        after,
+        opening=native.opening(Position(tape.id, after)),
+        frames=native.frames,
+        ping_interval=services.settings.ping_interval,
+        send_timeout=services.settings.send_timeout,
+    )

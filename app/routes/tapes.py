@@ -1,0 +1,84 @@
+"""/v1/tapes: start without reading, read from anywhere, look without reading, cancel."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query
+from starlette.responses import JSONResponse, Response
+
+from app.errors import APIError
+from app.routes.body import StrictRoute
+from app.routes.generate import REFUSALS, STREAM, Responses, start
+from app.routes.reading import LastEventID, find, stream
+from app.schemas.native import ErrorBody, TapeBody, TapeCreated, TapeSnapshot
+from app.services import ServicesDep
+from app.tapes.position import parse_position
+from app.tapes.tape import Tape
+
+router = APIRouter(prefix="/v1/tapes", route_class=StrictRoute, tags=["tapes"])
+
+UNKNOWN: Responses = {404: {"model": ErrorBody}}
+
+
+@router.post("", status_code=201, response_model=TapeCreated, responses={**REFUSALS})
+async def create(body: TapeBody, services: ServicesDep) -> Response:
+    """Start a generation without reading it: its tape is at the Location that comes back."""
+    tape = await start(services, body)
+    return JSONResponse(
+        {"tape": tape.id}, 201, headers={"Location": f"/v1/tapes/{tape.id}", "X-Tape": tape.id}
+    )
+
+
+@router.get(
+    "/{tape_id}",
+    response_model=TapeSnapshot,
+    responses={
+        200: STREAM,
+        204: {"description": "Its end was read already."},
+        400: {"model": ErrorBody},
+        **UNKNOWN,
+    },
+)
+async def read(
+    tape_id: str,
+    services: ServicesDep,
+    after: Annotated[int, Query(ge=0, description="Go on after this entry.")] = 0,
+    last_event_id: LastEventID = None,
+    accept: Annotated[str, Header()] = "*/*",
+) -> Response | TapeSnapshot:
+    """The tape as SSE, from its start or after an entry; as JSON, a snapshot of it as it is now."""
+    tape = find(services, tape_id)
+    if "application/json" in accept:
+        return _snapshot(tape)
+    return stream(services, tape, _entry(last_event_id, tape_id, after))
+
+
+@router.delete("/{tape_id}", status_code=204, responses={**UNKNOWN})
+async def cancel(tape_id: str, services: ServicesDep) -> Response:
+    """End the generation; every reader gets the terminal frame."""
+    services.registry.cancel(find(services, tape_id).id)
+    return Response(status_code=204)
+
+
+def _entry(last_event_id: str | None, tape_id: str, after: int) -> int:
+    """Last-Event-ID goes before `after`: an EventSource keeps its first URL when it reconnects."""
+    if not last_event_id:
+        return after
+    position = parse_position(last_event_id)
+    if position.tape_id != tape_id:
+        raise APIError(400, "Last-Event-ID names another tape than the path", code="malformed_id")
+    return position.entry
+
+
+def _snapshot(tape: Tape) -> TapeSnapshot:
+    return TapeSnapshot.model_validate(
+        {
+            "tape": tape.id,
+            "status": tape.status,
+            "generated_text": tape.text,
+            "last_entry": tape.last,
+            "finish_reason": tape.end.finish_reason if tape.end else None,
+            "usage": tape.usage,
+            "timings": tape.timings,
+        },
+        from_attributes=True,
+    )

@@ -1,0 +1,94 @@
+"""`tickertape serve`: uvicorn with one worker, and an end that leaves no stream without its end."""
+
+import asyncio
+import logging
+import socket
+from types import FrameType
+
+import uvicorn
+from sse_starlette.sse import AppStatus
+
+from app.engine_link import EngineFailedError
+from app.main import create_app
+from app.services import Services
+from app.settings import Settings
+from model.errors import ModelLoadError
+
+logger = logging.getLogger("tickertape")
+
+# After every tape has its terminal entry, how long readers may take to fetch it.
+_FLUSH_SECONDS = 2
+
+
+class Server(uvicorn.Server):
+    """Ends every tape when the process is told to go, and goes when the engine cannot serve."""
+
+    failure: EngineFailedError | None = None
+
+    @property
+    def _services(self) -> Services:
+        services: Services = self.config.app.state.services  # type: ignore[union-attr]
+        return services
+
+    async def main_loop(self) -> None:
+        watch = asyncio.create_task(self._watch_engine())
+        await super().main_loop()
+        watch.cancel()
+
+    async def _watch_engine(self) -> None:
+        """Say when the model is loaded; end the server when it cannot be."""
+        link = self._services.link
+        try:
+            ready = await link.loaded()
+            logger.info(
+                "%s loaded in %.1f s: %s on %s, context %d tokens, KV cache %d blocks",
+                self._services.config.name,
+                ready.load_seconds,
+                ready.dtype,
+                ready.device,
+                ready.max_model_len,
+                ready.kv_blocks_total,
+            )
+            raise await link.failure
+        except EngineFailedError as failure:
+            self.failure = failure
+            self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second ends it at once."""
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse new work, let streams finish within the grace period, end the rest, and go."""
+        services = self._services
+        services.link.drain()
+        await self._wait_for_tapes(services)
+        await services.registry.close()
+        await super().shutdown(sockets)
+        # uvicorn would raise the signal again, and the exit code would not be 0.
+        self._captured_signals.clear()
+
+    async def _wait_for_tapes(self, services: Services) -> None:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + services.settings.shutdown_grace
+        while services.registry.num_recording and clock() < deadline and not self.force_exit:
+            await asyncio.sleep(0.05)  # noqa: ASYNC110 - force_exit is set by a signal handler
+
+
+def run(settings: Settings) -> None:
+    """Serve until told to stop. Raises ModelLoadError when the model cannot be served."""
+    # We end the streams ourselves; sse-starlette would cancel them without a terminal frame.
+    AppStatus.enable_automatic_graceful_drain = False
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        timeout_graceful_shutdown=_FLUSH_SECONDS,
+    )
+    logging.getLogger("tickertape").parent = logging.getLogger("uvicorn")
+    server = Server(config)
+    server.run()
+    if server.failure:
+        raise ModelLoadError(str(server.failure))

@@ -1,0 +1,29 @@
+"""What the routes work with, made once at start and handed to them by FastAPI's `Depends`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.admission import Admission
+from app.engine_link import EngineLink
+from app.settings import Settings
+from app.tapes.registry import Registry
+from model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    config: ModelConfig
+    link: EngineLink
+    registry: Registry
+    admission: Admission
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -1,0 +1,98 @@
+"""Every option, once. A flag beats its TICKERTAPE_* variable, which beats the file tickertape.toml.
+
+The command line is made from these fields (app/cli.py): a new option is one field here.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+_UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_bytes(value: object) -> object:
+    """'1GiB', '512 MiB', '2GB' or plain bytes -> bytes. Raises ValueError naming the units."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"'{value}' is no size; write for example 512MiB, 1GiB or 2GB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(json_schema_extra={"format": "bytes"})]
+
+
+class EngineSettings(BaseSettings):
+    """What the engine process needs to know."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TICKERTAPE_", toml_file="tickertape.toml", extra="ignore", validate_default=True
+    )
+
+    model: str = Field(
+        "smollm2-135m",
+        description="smollm2-135m, a .gguf file, a directory with config.json, safetensors and "
+        "tokenizer.json, or a hub id such as org/name.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Precision of weights and KV cache; auto is the fastest here.",
+    )
+    max_num_seqs: int = Field(64, ge=1, le=1024, description="Sequences decoded together.")
+    max_step_tokens: int = Field(
+        512, ge=1, le=65536, description="Tokens computed in one step; longer prompts go in chunks."
+    )
+    max_model_len: int | None = Field(
+        None, ge=2, description="Context length in tokens; by default the model's own."
+    )
+    kv_cache_memory: Bytes = Field(  # type: ignore[assignment]
+        "1GiB", ge=1, description="Memory for keys and values of past tokens."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+class Settings(EngineSettings):
+    """What the whole service needs to know."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    max_waiting: int = Field(
+        256, ge=0, description="Requests that may wait for a seat; more are refused with 429."
+    )
+    tape_ttl: float = Field(300.0, ge=0, description="Seconds that a finished tape is kept.")
+    tape_memory: Bytes = Field(  # type: ignore[assignment]
+        "256MiB", ge=0, description="Memory for finished tapes; the oldest go first."
+    )
+    grace: float = Field(
+        10.0, ge=0, le=3600, description="Seconds that a paused sequence waits for its reader."
+    )
+    ping_interval: float = Field(
+        15.0, gt=0, le=15, description="Seconds between comments on a silent stream."
+    )
+    send_timeout: float = Field(
+        30.0, gt=0, description="Seconds after which a reader that takes nothing is cut off."
+    )
+    shutdown_grace: float = Field(
+        5.0, ge=0, description="Seconds that running streams may go on after SIGTERM."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="How much is logged."
+    )

@@ -1,0 +1,118 @@
+"""The engine: requests in, one Step of tokens out per call. No sockets, no clocks but one."""
+
+import time
+
+from model.block_pool import BlockPool
+from model.detokenizer import Detokenizer
+from model.messages import (
+    Finished,
+    FinishReason,
+    Gauges,
+    Generate,
+    Logprob,
+    Started,
+    Step,
+    Token,
+    TopLogprob,
+)
+from model.request import Request
+from model.runner import Runner
+from model.sampler import Choice, sample
+from model.scheduler import Scheduler
+from model.tokenizer import Tokenizer
+
+
+class Engine:
+    """Schedule, run, sample, detokenize: `step` is those four calls."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        pool: BlockPool,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        eos_token_ids: tuple[int, ...],
+    ) -> None:
+        self._scheduler = scheduler
+        self._pool = pool
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._eos_token_ids = eos_token_ids
+
+    def submit(self, command: Generate) -> None:
+        detokenizer = Detokenizer(self._tokenizer, command.params.stop)
+        self._scheduler.add(
+            Request(command.id, command.prompt_ids, command.params, detokenizer, time.monotonic())
+        )
+
+    def cancel(self, request_id: str) -> None:
+        self._scheduler.remove(request_id)
+
+    def pause(self, request_id: str) -> None:
+        self._scheduler.pause(request_id)
+
+    def resume(self, request_id: str) -> None:
+        self._scheduler.resume(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    @property
+    def gauges(self) -> Gauges:
+        return Gauges(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            paused=len(self._scheduler.paused),
+            kv_blocks_used=self._pool.num_used,
+        )
+
+    def step(self) -> Step:
+        """One token for every sequence that is ready for one."""
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            return Step(self.gauges)
+        started = [_start(chunk.request) for chunk in chunks if not chunk.request.started]
+        logits = self._runner.run(chunks)
+        sampling = [chunk.request for chunk in chunks if chunk.samples]
+        choices = sample(logits, sampling, self._eos_token_ids) if sampling else []
+        advances = [self._advance(*pair) for pair in zip(sampling, choices, strict=True)]
+        tokens = [token for token, _ in advances]
+        finished = [end for _, end in advances if end]
+        for end in finished:
+            self._scheduler.remove(end.id)
+        return Step(self.gauges, started, tokens, finished)
+
+    def _advance(self, request: Request, choice: Choice) -> tuple[Token, Finished | None]:
+        """Append the chosen token; say what may be shown, and whether it was the last."""
+        params = request.params
+        request.token_ids.append(choice.token_id)
+        enough = request.num_output >= params.min_tokens
+        text = request.detokenizer.push(choice.token_id, check_stop=enough)
+        reason = self._finish_reason(request, choice.token_id) if enough else None
+        if reason:
+            text += request.detokenizer.finish()
+        token = Token(request.id, choice.token_id, text, self._logprob(choice))
+        return token, Finished(request.id, reason) if reason else None
+
+    def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
+        params = request.params
+        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
+        if is_eos or token_id in params.stop_token_ids or request.detokenizer.stopped:
+            return "stop"
+        return "length" if request.num_output >= params.max_tokens else None
+
+    def _logprob(self, choice: Choice) -> Logprob | None:
+        if choice.logprob is None:
+            return None
+        top = [TopLogprob(i, self._piece(i), logprob) for i, logprob in choice.top]
+        return Logprob(choice.token_id, self._piece(choice.token_id), choice.logprob, top)
+
+    def _piece(self, token_id: int) -> str:
+        """One token alone, as text; a partial code point shows as U+FFFD."""
+        return self._tokenizer.decode([token_id], skip_special=False)
+
+
+def _start(request: Request) -> Started:
+    request.started = True
+    return Started(request.id, (time.monotonic() - request.arrived) * 1000, cached_tokens=0)

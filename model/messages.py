@@ -1,0 +1,176 @@
+"""What crosses the process boundary: msgspec structs, one MessagePack frame each, never pickle.
+
+A frame on the socket is a 4-byte big-endian length followed by that many bytes of MessagePack.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Final, Literal
+
+import msgspec
+
+from model.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length", "cancelled", "timeout", "shutdown", "error"]
+
+
+# ---- API process -> engine process
+
+
+class Configure(msgspec.Struct, frozen=True, tag=True):
+    """The first message: load this model. Sizes in tokens, sequences and bytes."""
+
+    model_path: str
+    dtype: str
+    max_num_seqs: int
+    max_step_tokens: int
+    max_model_len: int | None
+    kv_cache_bytes: int
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True):
+    """Start one sequence. `id` is the tape's id."""
+
+    id: str
+    prompt_ids: list[int]
+    params: SamplingParams
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    id: str
+
+
+class Pause(msgspec.Struct, frozen=True, tag=True):
+    """Stop decoding within one step; keep the KV blocks while there is room."""
+
+    id: str
+
+
+class Resume(msgspec.Struct, frozen=True, tag=True):
+    id: str
+
+
+Command = Configure | Generate | Cancel | Pause | Resume
+
+
+# ---- engine process -> API process
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded. Context length in tokens, memory in blocks, time in seconds."""
+
+    dtype: str
+    device: str
+    max_model_len: int
+    kv_blocks_total: int
+    load_seconds: float
+    torch_version: str
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot serve this model; the message is one line for a person."""
+
+    message: str
+
+
+class TopLogprob(msgspec.Struct, frozen=True, array_like=True):
+    token_id: int
+    token: str
+    logprob: float
+
+
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probability of the chosen token and of the likeliest ones, best first.
+
+    Taken from the model's own distribution, before temperature, penalties and cuts.
+    """
+
+    token_id: int
+    token: str
+    logprob: float
+    top: list[TopLogprob]
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True):
+    """The sequence left the queue."""
+
+    id: str
+    queue_ms: float
+    cached_tokens: int
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """One step of one sequence. `text` is whole code points, and may be empty."""
+
+    id: str
+    token_id: int
+    text: str
+    logprob: Logprob | None = None
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True):
+    id: str
+    reason: FinishReason
+    error: str | None = None
+
+
+class Gauges(msgspec.Struct, frozen=True, array_like=True):
+    """How busy the engine is: sequences by state, KV blocks in use."""
+
+    running: int = 0
+    waiting: int = 0
+    paused: int = 0
+    kv_blocks_used: int = 0
+
+
+class Step(msgspec.Struct, frozen=True, tag=True):
+    """All that one step of the whole batch brought about."""
+
+    gauges: Gauges
+    started: list[Started] = []
+    tokens: list[Token] = []
+    finished: list[Finished] = []
+
+
+Report = Ready | Failed | Step
+
+_LENGTH = struct.Struct(">I")
+MAX_FRAME: Final = 256 * 1024 * 1024
+
+
+class FrameError(Exception):
+    """The other side of the boundary sent something that is no frame."""
+
+
+def pack(message: Command | Report) -> bytes:
+    """One frame, length first."""
+    body = msgspec.msgpack.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Unpacker:
+    """Bytes as they arrive from a stream socket -> the bodies of whole frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield the body of every frame that `data` completes.
+
+        Raises FrameError when a frame claims more than MAX_FRAME bytes.
+        """
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_FRAME:
+                raise FrameError(f"a frame of {length} bytes is larger than {MAX_FRAME}")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield body
+
+
+command_decoder: Final = msgspec.msgpack.Decoder(Command)
+report_decoder: Final = msgspec.msgpack.Decoder(Report)

@@ -1,0 +1,144 @@
+"""The engine process: `python -m model.process FD`, FD one end of a socket pair.
+
+The first frame is Configure; the answer is Ready or Failed. Then commands come in, and one Step
+goes out per step of the batch. When the other end closes, the process is gone at once.
+"""
+
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from model import families
+from model.block_pool import BlockPool
+from model.engine import Engine
+from model.errors import ModelLoadError
+from model.kv_cache import BLOCK_SIZE, KVCache, bytes_per_block
+from model.linear import resolve_dtype
+from model.loading.checkpoint import open_checkpoint
+from model.messages import (
+    Cancel,
+    Command,
+    Configure,
+    Failed,
+    Generate,
+    Pause,
+    Ready,
+    Report,
+    Resume,
+    Unpacker,
+    command_decoder,
+    pack,
+)
+from model.runner import Runner
+from model.scheduler import Scheduler
+from model.weights import Weights
+
+
+class Link:
+    """This side of the socket. A thread receives, so that a closed peer is seen at once."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def _receive(self) -> None:
+        unpacker = Unpacker()
+        while data := self._socket.recv(1 << 16):
+            for body in unpacker.feed(data):
+                self._inbox.put(command_decoder.decode(body))
+        os._exit(0)  # the API process is gone: nobody is left to work for
+
+    def send(self, report: Report) -> None:
+        self._socket.sendall(pack(report))
+
+    def wait(self) -> Command:
+        return self._inbox.get()
+
+    def arrived(self) -> list[Command]:
+        """What has come in by now, in order; does not wait."""
+        commands = []
+        while not self._inbox.empty():
+            commands.append(self._inbox.get())
+        return commands
+
+
+def load(options: Configure) -> tuple[Engine, Ready]:
+    """The model in memory, ready to step. Raises ModelLoadError."""
+    began = time.monotonic()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = resolve_dtype(options.dtype, device)
+    checkpoint = open_checkpoint(Path(options.model_path))
+    config = checkpoint.config
+    decoder = families.build(config, Weights(checkpoint.weights(), dtype, device))
+    num_blocks = options.kv_cache_bytes // bytes_per_block(config, dtype)
+    if num_blocks == 0:
+        raise ModelLoadError(
+            f"a KV cache of {options.kv_cache_bytes} bytes holds not even one block of "
+            f"{bytes_per_block(config, dtype)}; give more with --kv-cache-memory"
+        )
+    pool = BlockPool(num_blocks, BLOCK_SIZE)
+    engine = Engine(
+        Scheduler(pool, max_num_seqs=options.max_num_seqs, max_step_tokens=options.max_step_tokens),
+        pool,
+        Runner(config, decoder, KVCache(config, num_blocks, dtype, device), device),
+        checkpoint.tokenizer(),
+        config.eos_token_ids,
+    )
+    ready = Ready(
+        dtype=str(dtype).removeprefix("torch."),
+        device=device.type,
+        max_model_len=min(options.max_model_len or config.max_model_len, num_blocks * BLOCK_SIZE),
+        kv_blocks_total=num_blocks,
+        load_seconds=time.monotonic() - began,
+        torch_version=torch.__version__,
+    )
+    return engine, ready
+
+
+def serve(engine: Engine, link: Link) -> None:
+    """Step while there is work, sleep while there is none."""
+    while True:
+        commands = link.arrived() if engine.has_work else [link.wait(), *link.arrived()]
+        for command in commands:
+            obey(engine, command)
+        link.send(engine.step())
+
+
+def obey(engine: Engine, command: Command) -> None:
+    match command:
+        case Generate():
+            engine.submit(command)
+        case Cancel(id):
+            engine.cancel(id)
+        case Pause(id):
+            engine.pause(id)
+        case Resume(id):
+            engine.resume(id)
+        case Configure():
+            raise ValueError("the engine is configured already")
+
+
+def main(fd: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the API process's to handle
+    link = Link(fd)
+    options = link.wait()
+    assert isinstance(options, Configure), "the first message must be Configure"
+    try:
+        engine, ready = load(options)
+    except ModelLoadError as error:
+        link.send(Failed(str(error)))
+        return
+    link.send(ready)
+    serve(engine, link)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

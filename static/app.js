@@ -1,0 +1,302 @@
+// The page: wires the form, the tape and the display together. At most one tape is read at a time.
+
+import * as controls from "/static/controls.js";
+import { Meter } from "/static/meter.js";
+import { Printer } from "/static/printer.js";
+import * as server from "/static/server.js";
+import { load, save } from "/static/storage.js";
+import * as tape from "/static/tape.js";
+import { Ticker } from "/static/ticker.js";
+
+const KEY = "tickertape.tape";
+const NONE = "–";
+const ENDINGS = {
+  stop: "Finished: the model ended the text.",
+  length: "Finished: the length was reached.",
+  cancelled: "Stopped.",
+  timeout: "The server ran out of time for this text.",
+  shutdown: "The server shut down before the end.",
+  error: "The generation failed.",
+};
+
+const byId = (id) => document.getElementById(id);
+const generateButton = byId("generate");
+const stopButton = byId("stop");
+const retryButton = byId("retry");
+const copyButton = byId("copy");
+const output = byId("output");
+const status = byId("status");
+
+const printer = new Printer({
+  output,
+  given: byId("given"),
+  continuation: byId("continuation"),
+  ticker: new Ticker(byId("ticker")),
+});
+
+let ready = false;
+let run = null; // {prompt, location, last, close, stopping, meter} from the click to the terminal entry
+
+// ---- one run, from the click to the terminal entry
+
+async function generate() {
+  if (run || !ready) return;
+  const body = controls.requestBody();
+  if (!body) return;
+
+  run = { prompt: body.prompt, last: 0, meter: new Meter(performance.now()), stopping: false };
+  show("starting", "Sending …");
+  try {
+    run.location = await tape.start(body);
+  } catch (error) {
+    refuse(error);
+    return;
+  }
+  save("sessionStorage", KEY, { prompt: run.prompt, location: run.location });
+  attach();
+  if (run.stopping) await cancel();
+}
+
+/** A reload does not lose the answer: the tape is still there and is read again from its start. */
+async function reattach() {
+  const kept = load("sessionStorage", KEY);
+  if (!kept || !(await tape.exists(kept.location)) || run) return;
+  run = { ...kept, last: 0, meter: new Meter(), stopping: false };
+  attach();
+}
+
+/** Shows a blank sheet, then reads the tape of the run onto it. */
+function attach() {
+  printer.begin(run.prompt);
+  copyButton.disabled = false;
+  byId("receipt").hidden = true;
+  showMeter();
+  announce("Generating.");
+  follow();
+}
+
+function follow() {
+  show("typing", "Waiting for the first token …");
+  run.close = tape.read(run.location, run.last, {
+    token: onToken,
+    status: onStatus,
+    gap: ({ from, to }) => show("typing", `Entries ${from} to ${to} are no longer kept: the text has a hole.`),
+    done: onDone,
+    reconnecting: () => show("typing", `Connection lost. It resumes after entry ${run.last} …`),
+    lost: onLost,
+  });
+}
+
+function onToken({ text, token_ids: ids }, entry) {
+  run.last = entry;
+  run.meter.count(ids.length, performance.now());
+  printer.push(entry, text);
+  showMeter();
+  if (!run.stopping) show("typing", "Typing …");
+}
+
+function onStatus({ state, position, done, total }) {
+  const messages = {
+    queued: `Queued at position ${position}.`,
+    prefill: `Reading the prompt: ${done} of ${total} tokens.`,
+    recovering: "The engine is restarting. The text will go on where it is.",
+  };
+  if (messages[state]) show("typing", messages[state]);
+}
+
+function onDone({ finish_reason: reason, usage, timings, error }, entry) {
+  const { location } = run;
+  printer.end(entry, reason);
+  printer.keepEnd(() => showReceipt(reason, usage, timings, location));
+  finish(reason === "error" ? "error" : "done", error?.message ?? ENDINGS[reason] ?? `Finished: ${reason}.`);
+}
+
+/** The browser has given up on the connection; the tape may be there all the same. */
+async function onLost() {
+  const lost = run;
+  printer.flush();
+  finish("error", "The connection ended before the text did.");
+  const kept = await tape.exists(lost.location);
+  if (run) return;
+  if (!kept) {
+    show("error", "The server no longer has this tape.");
+    offer("Generate again", generate);
+    return;
+  }
+  offer("Resume", () => {
+    run = lost;
+    follow();
+  });
+}
+
+function stop() {
+  if (!run || run.stopping) return;
+  run.stopping = true;
+  show("typing", "Stopping …");
+  if (run.location) cancel();
+}
+
+/** The terminal frame ends the run; only if the server cannot be told does the page end it alone. */
+async function cancel() {
+  const cancelled = run;
+  try {
+    await tape.cancel(cancelled.location);
+  } catch (error) {
+    if (run !== cancelled) return;
+    run.close();
+    printer.flush();
+    finish("error", `Reading stopped. ${error.message}`);
+  }
+}
+
+function refuse(error) {
+  const away = error.status === 503 || error.status === undefined;
+  if (away) awaitServer();
+  if (controls.showError(error.param, error.message)) {
+    finish("error", `Refused: ${error.message}`);
+    return;
+  }
+  const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
+  finish("error", error.message + wait);
+}
+
+function finish(state, message) {
+  run = null;
+  show(state, message);
+  announce(message);
+}
+
+// ---- what the page shows
+
+function show(state, message) {
+  status.dataset.state = state;
+  status.textContent = message;
+  output.setAttribute("aria-busy", String(run !== null));
+  retryButton.hidden = true;
+  swapButtons();
+}
+
+/** The hidden one of the two must not take the keyboard focus with it. */
+function swapButtons() {
+  const [shown, gone] = run ? [stopButton, generateButton] : [generateButton, stopButton];
+  const focused = document.activeElement === gone;
+  generateButton.disabled = !ready;
+  shown.hidden = false;
+  gone.hidden = true;
+  if (focused) shown.focus();
+}
+
+function offer(label, act) {
+  retryButton.textContent = label;
+  retryButton.onclick = act;
+  retryButton.hidden = false;
+}
+
+/** Screen readers hear the start and the end, never each token. */
+function announce(message) {
+  byId("announcer").textContent = message;
+}
+
+function showMeter() {
+  const { ttft, rate, tokens } = run.meter;
+  byId("ttft").textContent = figure(ttft);
+  byId("rate").textContent = figure(rate, 1);
+  byId("tokens").textContent = String(tokens);
+}
+
+function showReceipt(reason, usage = {}, timings = {}, location) {
+  const rows = [
+    ["Finish", reason],
+    ["Prompt", figure(usage.prompt_tokens), "tokens"],
+    ["Cached", figure(usage.cached_tokens), "tokens"],
+    ["Completion", figure(usage.completion_tokens), "tokens"],
+    ["Queue", figure(timings.queue_ms, 1), "ms"],
+    ["First token", figure(timings.ttft_ms, 1), "ms"],
+    ["Total", figure(timings.total_ms), "ms"],
+    ["Rate", figure(timings.tokens_per_second, 1), "tokens/s"],
+    ["Tape", location.split("/").pop()],
+  ];
+  byId("receipt").replaceChildren(...rows.map(receiptRow));
+  byId("receipt").hidden = false;
+}
+
+function receiptRow([name, value, unit]) {
+  const row = document.createElement("div");
+  row.append(element("dt", name), element("dd", value));
+  if (unit && value !== NONE) row.lastChild.append(" ", element("small", unit));
+  return row;
+}
+
+function element(tag, text) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  return made;
+}
+
+function figure(value, digits = 0) {
+  return Number.isFinite(value) ? value.toFixed(digits) : NONE;
+}
+
+async function copy() {
+  await copyText(output.textContent);
+  copyButton.textContent = "Copied";
+  setTimeout(() => { copyButton.textContent = "Copy"; }, 1500);
+}
+
+/** The clipboard API exists on https and localhost only; a plain http host still has the selection. */
+async function copyText(text) {
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(text);
+    return;
+  }
+  getSelection().selectAllChildren(output);
+  document.execCommand("copy");
+}
+
+// ---- the server
+
+async function awaitServer() {
+  ready = false;
+  swapButtons();
+  await server.untilReady((state) => {
+    showServer(state === "loading" ? "loading the model" : "server out of reach");
+  });
+  ready = true;
+  swapButtons();
+  await introduceServer();
+}
+
+async function introduceServer() {
+  const { version, model, dtype, torch, max_model_len: context } = await server.version();
+  showServer([model ?? "model ready", dtype].filter(Boolean).join(" · "));
+  const facts = [
+    version && `Tickertape ${version}`,
+    torch && `torch ${torch}`,
+    context && `context ${context} tokens`,
+  ];
+  byId("colophon").textContent = facts.filter(Boolean).join(" · ");
+}
+
+function showServer(text) {
+  byId("model").textContent = text;
+  byId("server").dataset.ready = String(ready);
+}
+
+// ---- the keyboard and the buttons
+
+function onKey(event) {
+  if (event.key === "Escape") stop();
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) generate();
+}
+
+if (navigator.platform.startsWith("Mac")) byId("modifier").textContent = "⌘";
+controls.prepare();
+byId("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  generate();
+});
+stopButton.addEventListener("click", stop);
+copyButton.addEventListener("click", copy);
+document.addEventListener("keydown", onKey);
+awaitServer();
+reattach();
