@@ -26,6 +26,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     path = resolve(settings.model)
     checkpoint = open_checkpoint(path)
+    model_name = checkpoint.name if Path(settings.model).exists() else settings.model
     # Opened before the first request needs it: the engine loads for longer than this takes.
     tokenizer = checkpoint.tokenizer()
 
@@ -43,7 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             max_model_len=settings.max_model_len or checkpoint.config.max_model_len,
             capacity=settings.max_num_seqs + settings.max_waiting,
         )
-        app.state.services = Services(settings, checkpoint.config, link, registry, admission)
+        app.state.services = Services(settings, model_name, link, registry, admission)
         try:
             yield
         finally:

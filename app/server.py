@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
             ready = await link.loaded()
             logger.info(
                 "%s loaded in %.1f s: %s on %s, context %d tokens, KV cache %d blocks",
-                self._services.config.name,
+                self._services.model_name,
                 ready.load_seconds,
                 ready.dtype,
                 ready.device,
@@ -72,8 +72,9 @@ class Server(uvicorn.Server):
     async def _wait_for_tapes(self, services: Services) -> None:
         clock = asyncio.get_running_loop().time
         deadline = clock() + services.settings.shutdown_grace
-        while services.registry.num_recording and clock() < deadline and not self.force_exit:
-            await asyncio.sleep(0.05)  # noqa: ASYNC110 - force_exit is set by a signal handler
+        # A signal handler sets force_exit, so there is no event to wait for.
+        while services.registry.num_recording and clock() < deadline and not self.force_exit:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 def run(settings: Settings) -> None:

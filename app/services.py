@@ -9,13 +9,12 @@ from app.admission import Admission
 from app.engine_link import EngineLink
 from app.settings import Settings
 from app.tapes.registry import Registry
-from model.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     settings: Settings
-    config: ModelConfig
+    model_name: str
     link: EngineLink
     registry: Registry
     admission: Admission

@@ -38,12 +38,19 @@ class Engine:
         self._runner = runner
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
+        self._refused: list[Finished] = []
 
     def submit(self, command: Generate) -> None:
-        detokenizer = Detokenizer(self._tokenizer, command.params.stop)
-        self._scheduler.add(
-            Request(command.id, command.prompt_ids, command.params, detokenizer, time.monotonic())
-        )
+        """Queue a request; one that can never fit the KV cache ends with an error instead."""
+        params = command.params
+        needed = self._pool.blocks_for(len(command.prompt_ids) + params.max_tokens)
+        if needed > self._pool.total:
+            message = f"needs {needed} KV blocks, this engine has {self._pool.total}"
+            self._refused.append(Finished(command.id, "error", message))
+            return
+        detokenizer = Detokenizer(self._tokenizer, params.stop)
+        token_ids = list(command.prompt_ids)  # it grows, and the command is the caller's
+        self._scheduler.add(Request(command.id, token_ids, params, detokenizer, time.monotonic()))
 
     def cancel(self, request_id: str) -> None:
         self._scheduler.remove(request_id)
@@ -56,7 +63,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting)
+        return bool(self._scheduler.running or self._scheduler.waiting or self._refused)
 
     @property
     def gauges(self) -> Gauges:
@@ -69,9 +76,10 @@ class Engine:
 
     def step(self) -> Step:
         """One token for every sequence that is ready for one."""
+        refused, self._refused = self._refused, []
         chunks = self._scheduler.schedule()
         if not chunks:
-            return Step(self.gauges)
+            return Step(self.gauges, finished=refused)
         started = [_start(chunk.request) for chunk in chunks if not chunk.request.started]
         logits = self._runner.run(chunks)
         sampling = [chunk.request for chunk in chunks if chunk.samples]
@@ -81,7 +89,7 @@ class Engine:
         finished = [end for _, end in advances if end]
         for end in finished:
             self._scheduler.remove(end.id)
-        return Step(self.gauges, started, tokens, finished)
+        return Step(self.gauges, started, tokens, refused + finished)
 
     def _advance(self, request: Request, choice: Choice) -> tuple[Token, Finished | None]:
         """Append the chosen token; say what may be shown, and whether it was the last."""

@@ -71,8 +71,8 @@ class SelfAttention:
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, H, d), keys and values (T, KV, d), not rotated yet."""
         query, key, value = torch.split(self._qkv(x), self._widths, dim=-1)
-        size = (-1, self._head_dim)
-        return query.unflatten(-1, size), key.unflatten(-1, size), value.unflatten(-1, size)
+        rows, d = x.shape[0], self._head_dim
+        return query.view(rows, -1, d), key.view(rows, -1, d), value.view(rows, -1, d)
 
 
 class GatedMLP:

@@ -98,7 +98,7 @@ def load(options: Configure) -> tuple[Engine, Ready]:
         max_model_len=min(options.max_model_len or config.max_model_len, num_blocks * BLOCK_SIZE),
         kv_blocks_total=num_blocks,
         load_seconds=time.monotonic() - began,
-        torch_version=torch.__version__,
+        torch_version=str(torch.__version__),
     )
     return engine, ready
 

@@ -61,6 +61,7 @@ class Tokenizer:
         self._plain = backend
         # Whether control tokens are parsed is state of the backend, so each way has its own.
         self._parsing = _twin(backend)
+        _try_out(self._parsing)
         self._plain.encode_special_tokens = True
         self._added = {
             id: token.content for id, token in backend.get_added_tokens_decoder().items()
@@ -82,8 +83,8 @@ class Tokenizer:
         Raises:
             ModelLoadError: it is not readable, or its kind of vocabulary is not implemented.
         """
-        text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
         try:
+            text = source.read_text(encoding="utf-8") if isinstance(source, Path) else source
             backend = Backend.from_str(text)
         except Exception as error:  # the Rust side raises plain Exception
             raise ModelLoadError(f"not a usable tokenizer.json ({error!s:.200})") from error
@@ -189,6 +190,20 @@ def _twin(backend: Backend) -> Backend:
     if twin.get_added_tokens_decoder() != added:
         return Backend.from_str(backend.to_str())
     return twin
+
+
+def _try_out(backend: Backend) -> None:
+    """Some broken files are only noticed at the first text, and then as a panic of the Rust side.
+
+    Raises:
+        ModelLoadError: the tokenizer cannot encode.
+    """
+    try:
+        backend.encode("a")
+    except BaseException as error:  # a panic is no Exception, and its class cannot be imported
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ModelLoadError(f"the tokenizer cannot encode ({error!s:.200})") from error
+        raise
 
 
 def _decoder_style(backend: Backend) -> tuple[bool, bool]:

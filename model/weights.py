@@ -8,6 +8,10 @@ from torch import Tensor
 from model.errors import ModelLoadError
 
 
+# Angles grow with the position, so their frequencies stay exact whatever the model's dtype.
+_EXACT = {"rope.factors": torch.float32}
+
+
 class Weights:
     """A model takes what it needs by name; what is missing, misshapen or left over is an error."""
 
@@ -16,7 +20,8 @@ class Weights:
     ) -> None:
         # Converted one at a time, so that a second whole copy never exists.
         self._tensors = {
-            name: tensor.to(device=device, dtype=dtype).contiguous() for name, tensor in tensors
+            name: tensor.to(device, _EXACT.get(name, dtype)).contiguous()
+            for name, tensor in tensors
         }
         self.device = device
 

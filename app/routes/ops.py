@@ -43,7 +43,7 @@ async def versions(services: ServicesDep) -> dict[str, Any]:
     info = services.link.info
     return {
         "version": version("tickertape"),
-        "model": services.config.name,
+        "model": services.model_name,
         "dtype": info.dtype if info else None,
         "device": info.device if info else None,
         "max_model_len": services.admission.context,

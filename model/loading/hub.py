@@ -28,13 +28,14 @@ def resolve(model: str, *, revision: str | None = None) -> Path:
     if model.lower() in _BUNDLED_NAMES:
         return _bundled()
     path = Path(model).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    # An empty name would be the working directory.
+    if model and (path.is_dir() or (path.is_file() and path.suffix == ".gguf")):
         return path
     if _HUB_ID.fullmatch(model) and not path.exists():
         return _download(model, revision)
     raise ModelLoadError(
         f"{model!r:.200} is no model: give {DEFAULT_MODEL}, the path of a .gguf file, the path of "
-        "a directory with *.safetensors, or the org/name of a model on huggingface.co"
+        "a directory with *.safetensors, or the org/name of a model on the Hugging Face hub"
     )
 
 
@@ -66,7 +67,7 @@ def _download(model: str, revision: str | None) -> Path:
         )
     except Exception as error:  # its own errors, httpx's, the disk's: there is no common base
         raise ModelLoadError(
-            f"{model} is no path here and cannot be downloaded from huggingface.co: "
+            f"{model} is no path here and cannot be downloaded from the hub: "
             f"{_first_line(error)}"
         ) from error
     return Path(path)

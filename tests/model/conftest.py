@@ -1,0 +1,38 @@
+"""The default model, loaded once: by us, and by transformers as the reference."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.engine import Engine
+from model.loading.checkpoint import Checkpoint, open_checkpoint
+from model.tokenizer import Tokenizer
+from tests.model.harness import load_engine
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model_path: Path) -> Checkpoint:
+    return open_checkpoint(model_path)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    return checkpoint.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def engine(model_path: Path) -> Engine:
+    """The default model in float32."""
+    return load_engine(model_path)
+
+
+@pytest.fixture(scope="session")
+def reference(model_path: Path) -> Any:
+    """transformers' own reading of the same file, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        model_path.parent, gguf_file=model_path.name, dtype=torch.float32
+    ).eval()

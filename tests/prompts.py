@@ -1,0 +1,28 @@
+"""Prompts of many kinds, for every test that must hold for any text."""
+
+PROMPTS = [
+    "Once upon a time",
+    "The capital of France is",
+    "Q: What is the boiling point of water at sea level?\nA:",
+    "def fibonacci(n):\n    ",
+    "import asyncio\n\nasync def main():\n    async with asyncio.TaskGroup() as group:\n",
+    "#include <stdio.h>\n\nint main(void) {\n\tfor (int i = 0; i < 10; i++) {\n",
+    "SELECT name, count(*) FROM users WHERE",
+    '{"name": "Ada", "born": 1815, "works": [',
+    "<html>\n  <head><title>",
+    "从前有一座山，山上有一座庙，",
+    "北京是中华人民共和国的首都。",
+    "吾輩は猫である。名前はまだ無い。",
+    "옛날 옛적에 호랑이가",
+    "Жили-были старик со старухой у самого синего моря;",
+    "Столица России — город",
+    "Μια φορά κι έναν καιρό",
+    "في قديم الزمان كان هناك",
+    "एक समय की बात है",
+    "I ❤️ 🍕 and 🐙🌊! My favourite emojis: 👩‍👩‍👧‍👦 🏳️‍🌈",
+    "🎉🎊🥳 Happy birthday",
+    "The first 20 primes are 2, 3, 5, 7, 11, 13,",
+    "\n\n1. First item\n\n2. Second item\n\n",
+    "To be, or not to be, that is the question: Whether 'tis nobler in the mind to suffer",
+    "Dear Sir or Madam,\n\nI am writing to",
+]
