@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import ValidationError
@@ -60,11 +60,12 @@ def with_options(kind: type[BaseSettings]) -> Callable[[Callable[..., None]], Ca
 
 def _option(kind: type[BaseSettings], name: str) -> inspect.Parameter:
     field = kind.model_fields[name]
+    default = "" if field.default is None else f" [default: {field.default}]"
     option = typer.Option(
         f"--{name.replace('_', '-')}",
-        help=field.description,
-        show_default="" if field.default is None else str(field.default),
-        metavar=name.rpartition("_")[2].upper(),
+        help=f"{field.description}{default}",
+        show_default=False,
+        metavar=_metavar(field.annotation),
         rich_help_panel="Settings",
     )
     return inspect.Parameter(
@@ -73,3 +74,9 @@ def _option(kind: type[BaseSettings], name: str) -> inspect.Parameter:
         default=None,
         annotation=Annotated[str | None, option],
     )
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    return {str: "TEXT", float: "SECONDS"}.get(annotation, "N")

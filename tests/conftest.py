@@ -1,13 +1,30 @@
 """What tests of every kind share."""
 
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from model.loading.hub import DEFAULT_MODEL, resolve
+from tests.server import RunningServer, running
 
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
     """The default model's file: real weights."""
     return resolve(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The default server, as `make run` starts it, shared by all tests that leave it well."""
+    with running(tmp_path_factory.mktemp("server") / "log") as server:
+        yield server
+        assert server.stop() == 0, server.log.read_text()
+
+
+@pytest.fixture
+async def http(server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        yield client

@@ -1,0 +1,121 @@
+"""A real Tickertape in a process of its own, as `tickertape serve` starts it."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+TICKERTAPE = Path(sys.executable).with_name("tickertape")
+START_SECONDS = 60
+
+
+@dataclass
+class RunningServer:
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def health(self) -> dict[str, Any]:
+        answer: dict[str, Any] = httpx.get(f"{self.url}/health").json()
+        return answer
+
+    async def health_becomes(self, seconds: float, **wanted: Any) -> dict[str, Any]:
+        """/health once it says what is wanted. Raises TimeoutError after `seconds`."""
+        async with asyncio.timeout(seconds), httpx.AsyncClient(base_url=self.url) as http:
+            while True:
+                health: dict[str, Any] = (await http.get("/health")).json()
+                if wanted.items() <= health.items():
+                    return health
+                await asyncio.sleep(0.01)
+
+    def stop(self) -> int:
+        """SIGTERM; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(log: Path, *flags: str, ready: bool = True) -> Iterator[RunningServer]:
+    """A server until the block ends; with `ready`, its model is loaded when the block begins."""
+    port = free_port()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [TICKERTAPE, "serve", "--port", str(port), *flags],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+    server = RunningServer(f"http://127.0.0.1:{port}", process, log)
+    try:
+        if ready:
+            _wait_ready(server)
+        yield server
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _wait_ready(server: RunningServer) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise RuntimeError(f"the server ended:\n{server.log.read_text()}")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/ready").status_code == 200:
+                return
+        time.sleep(0.05)
+    raise TimeoutError(f"the server is not ready:\n{server.log.read_text()}")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One SSE block, parsed by hand: tests must not trust the client that they test."""
+
+    id: str | None
+    event: str | None
+    data: str | None
+    retry: str | None
+    comment: str | None
+
+
+def parse_frames(raw: str) -> list[Frame]:
+    assert "\r" not in raw
+    assert raw.endswith("\n\n")
+    return [_frame(block) for block in raw[:-2].split("\n\n")]
+
+
+def _frame(block: str) -> Frame:
+    fields: dict[str, str] = {}
+    for line in block.split("\n"):
+        name, _, value = line.partition(":")
+        fields[name or "comment"] = value.removeprefix(" ")
+    return Frame(**{name: fields.get(name) for name in Frame.__dataclass_fields__})
+
+
+async def read_stream(response: httpx.Response) -> AsyncIterator[Frame]:
+    """Frames as their last byte arrives."""
+    buffer = ""
+    async for text in response.aiter_text():
+        buffer += text
+        while "\n\n" in buffer:
+            block, _, buffer = buffer.partition("\n\n")
+            yield _frame(block)
+    assert buffer == "", "the stream ended inside a frame"
