@@ -13,7 +13,7 @@ from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
 
 _SHORT = 4096  # characters; tokenizing so few takes less time than a thread's start
-_CHARACTERS_PER_TOKEN = 5  # ordinary text has about four
+_CHARACTERS_PER_TOKEN = 8  # ordinary text has about four
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,6 +266,8 @@ class Client:
                     reading.ended = True
                     return
                 async for frame in EventSource(response).aiter_sse():
+                    if not frame.data:  # the opening block; httpx-sse yields it, the spec does not
+                        continue
                     event = _event(frame, reading)
                     yield event
                     if reading.ended:

@@ -78,6 +78,11 @@ def load(options: Configure) -> tuple[Engine, Ready]:
     checkpoint = open_checkpoint(Path(options.model_path))
     config = checkpoint.config
     decoder = families.build(config, Weights(checkpoint.weights(), dtype, device))
+    if options.max_model_len and options.max_model_len > config.max_model_len:
+        raise ModelLoadError(
+            f"--max-model-len {options.max_model_len} is more than this model's context of "
+            f"{config.max_model_len}"
+        )
     num_blocks = options.kv_cache_bytes // bytes_per_block(config, dtype)
     if num_blocks == 0:
         raise ModelLoadError(

@@ -6,7 +6,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from model.loading.checkpoint import Checkpoint, open_checkpoint
 from model.loading.hub import DEFAULT_MODEL, resolve
+from model.tokenizer import Tokenizer
 from tests.server import RunningServer, running
 
 
@@ -14,6 +16,16 @@ from tests.server import RunningServer, running
 def model_path() -> Path:
     """The default model's file: real weights."""
     return resolve(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model_path: Path) -> Checkpoint:
+    return open_checkpoint(model_path)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    return checkpoint.tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            kind = request.headers.get("content-type", "application/json").partition(";")[0]
+            kind = request.headers.get("content-type", "nothing").partition(";")[0]
             if request.method == "POST" and kind.strip().lower() != "application/json":
                 raise APIError(
                     415,

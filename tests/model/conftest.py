@@ -7,19 +7,7 @@ import pytest
 import torch
 
 from model.engine import Engine
-from model.loading.checkpoint import Checkpoint, open_checkpoint
-from model.tokenizer import Tokenizer
 from tests.model.harness import load_engine
-
-
-@pytest.fixture(scope="session")
-def checkpoint(model_path: Path) -> Checkpoint:
-    return open_checkpoint(model_path)
-
-
-@pytest.fixture(scope="session")
-def tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    return checkpoint.tokenizer()
 
 
 @pytest.fixture(scope="session")

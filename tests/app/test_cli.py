@@ -1,0 +1,158 @@
+"""The command line: what it says, and how it ends."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+import tokenizers
+
+from tests.server import TICKERTAPE, RunningServer, free_port, running
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TICKERTAPE, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"COLUMNS": "400"} | environment,
+        check=False,
+    )
+
+
+def one_line(result: subprocess.CompletedProcess[str]) -> str:
+    """What the user sees of a failure: exit code 1, one line, no traceback."""
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr + result.stdout
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("tickertape: ")
+    return line
+
+
+def test_generate_here_and_on_a_server_type_the_same_text(server: RunningServer) -> None:
+    arguments = ["generate", "The capital of France is", "--temperature", "0", "--max-length", "9"]
+    there = run(*arguments, "--url", server.url)
+    here = run(*arguments)
+    assert "Paris" in here.stdout
+    assert here.stdout == there.stdout
+    for result in (here, there):
+        assert result.returncode == 0
+        assert "9 tokens" in result.stderr
+        assert "tokens/s" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "generate x"])
+def test_a_missing_model_is_one_line(command: str) -> None:
+    assert "no model" in one_line(run(*command.split(), "--model", "missing.gguf"))
+
+
+def test_a_corrupt_model_is_one_line(tmp_path: Path, model_path: Path) -> None:
+    whole = model_path.read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole[: len(whole) // 2])
+    assert str(cut) in one_line(run("serve", "--model", str(cut)))
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(os.urandom(4096))
+    assert str(junk) in one_line(run("serve", "--model", str(junk)))
+
+
+def test_a_model_that_fails_in_the_engine_is_one_line(tmp_path: Path) -> None:
+    """The header is well, so the server starts; the weights do not fit the config."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    changed = json.loads((tmp_path / "config.json").read_text()) | {"num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(changed))
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    result = run("serve", "--model", str(tmp_path), "--port", str(free_port()))
+    assert "lacks the weight 'layers.1." in one_line(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (["--port", "99999"], {}, "--port (or TICKERTAPE_PORT)"),
+        (["--kv-cache-memory", "much"], {}, "512MiB"),
+        (["--dtype", "int3"], {}, "--dtype"),
+        (["--max-model-len", "9000"], {}, "8192"),
+        ([], {"TICKERTAPE_PORT": "none"}, "TICKERTAPE_PORT"),
+    ],
+)
+def test_settings_that_are_none_are_named(
+    arguments: list[str], environment: dict[str, str], words: str
+) -> None:
+    assert words in one_line(run("serve", *arguments, **environment))
+
+
+def test_nobody_at_the_url() -> None:
+    line = one_line(run("generate", "x", "--url", f"http://127.0.0.1:{free_port()}"))
+    assert "nothing answers" in line
+
+
+def test_a_flag_beats_the_environment_beats_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.settings import Settings
+
+    (tmp_path / "tickertape.toml").write_text('port = 1\nhost = "file"\ngrace = 3\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TICKERTAPE_PORT", "2")
+    monkeypatch.setenv("TICKERTAPE_HOST", "environment")
+    settings = Settings(port=4)
+    assert (settings.port, settings.host, settings.grace) == (4, "environment", 3)
+
+
+def test_serve_answers_while_it_loads_and_ends_with_code_0(tmp_path: Path) -> None:
+    with running(tmp_path / "log") as server:
+        assert httpx.get(f"{server.url}/").status_code == 200
+        assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
+        version = httpx.get(f"{server.url}/version").json()
+        assert version["model"] == "smollm2-135m"
+        engine = server.health()["engine_pid"]
+        assert server.stop() == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(engine, 0)
+
+
+def test_sigterm_ends_every_stream_with_its_terminal_frame(tmp_path: Path) -> None:
+    with running(tmp_path / "log", "--shutdown-grace", "0.2") as server:
+        body = {"prompt": "Once", "max_length": 4000, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=30) as response:
+            lines = response.iter_lines()
+            while not next(lines).startswith("data:"):
+                pass
+            server.process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line.startswith("data:")]
+        assert json.loads(rest[-1].removeprefix("data: "))["finish_reason"] == "shutdown"
+        assert server.process.wait(timeout=10) == 0
+
+
+def test_the_engine_goes_when_the_api_process_is_killed(tmp_path: Path) -> None:
+    with running(tmp_path / "log") as server:
+        engine = server.health()["engine_pid"]
+        status = os.pidfd_open(engine)
+        server.process.kill()
+        signalled = _wait_for_exit(status, seconds=5)
+        os.close(status)
+    assert signalled
+
+
+def _wait_for_exit(pidfd: int, seconds: float) -> bool:
+    readable, _, _ = select.select([pidfd], [], [], seconds)
+    return bool(readable)
