@@ -4,6 +4,7 @@ Only what a command needs is imported, inside it: `tickertape generate --url ...
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -61,6 +62,23 @@ def generate(
     asyncio.run(_print_all(_events(prompt, url, flags, options)))
 
 
+@app.command()
+@with_options(EngineSettings)
+def chat(
+    flags: dict[str, Any],
+    system: Annotated[str | None, typer.Option(help="What the model is told about itself.")] = None,
+    max_length: MaxLength = 400,
+    temperature: Temperature = 0.7,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+) -> None:
+    """Talk with a model. An empty line or Ctrl-D ends the conversation."""
+    options = _options(max_length, temperature, top_k, top_p, seed)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_chat(load(EngineSettings, flags), system, options))
+
+
 def _options(
     max_length: int, temperature: float, top_k: int, top_p: float, seed: int | None
 ) -> Options:
@@ -83,6 +101,25 @@ async def _events(
     async with LocalModel(load(EngineSettings, flags)) as local:
         async for event in local.generate(prompt, **options):
             yield event
+
+
+async def _chat(settings: EngineSettings, system: str | None, options: Options) -> None:
+    from app.local import LocalModel
+
+    messages = [{"role": "system", "content": system}] if system else []
+    async with LocalModel(settings) as local:
+        while line := await asyncio.to_thread(_ask):
+            messages.append({"role": "user", "content": line})
+            text = await _print_all(local.chat(messages, **options))
+            messages.append({"role": "assistant", "content": text})
+
+
+def _ask() -> str:
+    """What the user says next; nothing at the end of the input."""
+    try:
+        return notes.input("[bold]you:[/bold] ").strip()
+    except EOFError:
+        return ""
 
 
 async def _print_all(events: AsyncIterator[Event]) -> str:

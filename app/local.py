@@ -17,7 +17,7 @@ from app.schemas.native import GenerateFields
 from app.settings import EngineSettings
 from app.tapes.registry import write
 from app.tapes.tape import Tape
-from model.chat_template import ChatTemplate, Message, encode_chat
+from model.chat_template import ChatTemplate, ChatTemplateError, Message, encode_chat
 from model.errors import ModelLoadError
 from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
@@ -67,7 +67,10 @@ class LocalModel:
         template = ChatTemplate(
             self._chat_template, self._tokenizer.bos_token, self._tokenizer.eos_token
         )
-        prompt_ids = encode_chat(self._tokenizer, template, messages)
+        try:
+            prompt_ids = encode_chat(self._tokenizer, template, messages)
+        except ChatTemplateError as error:
+            raise TickertapeError(str(error)) from error
         async for event in self._stream(prompt_ids, _checked("chat", options)):
             yield event
 

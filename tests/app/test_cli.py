@@ -14,9 +14,10 @@ import tokenizers
 from tests.server import TICKERTAPE, RunningServer, free_port, running
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [TICKERTAPE, *arguments],
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=60,
@@ -44,6 +45,16 @@ def test_generate_here_and_on_a_server_type_the_same_text(server: RunningServer)
         assert result.returncode == 0
         assert "9 tokens" in result.stderr
         assert "tokens/s" in result.stderr
+
+
+def test_chat_keeps_the_conversation() -> None:
+    said = "My name is Ada. Please remember it.\nWhat is my name?\n\n"
+    arguments = ["chat", "--temperature", "0", "--max-length", "40", "--system", "You are helpful."]
+    result = run(*arguments, stdin=said)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("tokens/s") == 2
+    assert "Ada" in result.stdout
+    assert "<|im_end|>" not in result.stdout
 
 
 @pytest.mark.parametrize("command", ["serve", "generate x"])

