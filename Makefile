@@ -1,10 +1,9 @@
 # Tickertape. `make run` serves, `make test` proves; both set up what they need, once.
 
-HOST ?= 127.0.0.1
-PORT ?= 8000
-MODEL ?= smollm2-135m
-ARGS ?=
+# HOST, PORT and MODEL become flags only where they are given, so that the TICKERTAPE_* variables and
+# tickertape.toml count otherwise.
 PYTHON ?= python3
+FLAGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(MODEL),--model $(MODEL))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +18,7 @@ help: ## show this list
 setup: $(VENV)/.run ## install what serving needs: .venv, pinned packages, the default model
 
 run: $(VENV)/.run ## serve on HOST:PORT (127.0.0.1:8000) the MODEL (smollm2-135m); flags in ARGS
-	@$(BIN)/tickertape serve --host $(HOST) --port $(PORT) --model $(MODEL) $(ARGS)
+	@$(BIN)/tickertape serve $(FLAGS) $(ARGS)
 
 test: $(VENV)/.test ## all tests: about 6 minutes on two cores
 	@$(BIN)/pytest $(ARGS)

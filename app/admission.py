@@ -35,23 +35,17 @@ class Admission:
 
     async def admit(self, fields: GenerateFields) -> Admitted:
         """Raises APIError: 422 for what can never be served, 429 and 503 for what may be later."""
-        self._check_token_ids(fields)
+        check_token_ids(fields, self.config.vocab_size)
         prompt_ids = await self._tokenize(fields.prompt)
-        max_tokens = self._room(fields, len(prompt_ids))
-        self._check_load()
+        max_tokens = room(fields, len(prompt_ids), self.context)
+        self.check_ready()
+        self._check_queue()
         return Admitted(prompt_ids, sampling_params(fields, max_tokens))
 
     @property
     def context(self) -> int:
         """How many tokens prompt and output may have together."""
         return self.link.info.max_model_len if self.link.info else self.max_model_len
-
-    def _check_token_ids(self, fields: GenerateFields) -> None:
-        last = self.config.vocab_size - 1
-        for param in ("logit_bias", "stop_token_ids"):
-            wrong = [token_id for token_id in getattr(fields, param) if token_id > last]
-            if wrong:
-                raise out_of_range(param, f"token ids go from 0 to {last}, not {wrong[0]}")
 
     async def _tokenize(self, prompt: str) -> list[int]:
         """Ids of the prompt. Raises APIError 422 when they are none, or fill the context."""
@@ -76,35 +70,49 @@ class Admission:
             return self.tokenizer.encode(text)
         return await asyncio.to_thread(self.tokenizer.encode, text)
 
-    def _room(self, fields: GenerateFields, num_prompt: int) -> int:
-        """How many tokens may be generated: what was asked for, or if it was not, what fits."""
-        room = self.context - num_prompt
-        if "max_length" in fields.model_fields_set and fields.max_length > room:
-            raise out_of_range(
-                "max_length",
-                f"{fields.max_length} new tokens and a prompt of {num_prompt} do not fit this "
-                f"model's context of {self.context}; it must be from 1 to {room}",
-            )
-        max_tokens = min(fields.max_length, room)
-        if fields.min_tokens > max_tokens:
-            raise out_of_range(
-                "min_tokens", f"must be from 0 to max_length, which is {max_tokens} here"
-            )
-        return max_tokens
+    def check_ready(self) -> None:
+        """Raises APIError 503 while the engine takes no work."""
+        state = self.link.state
+        if state != "ready":
+            raise try_later(503, f"the engine is {state}; try again shortly", code=state)
 
-    def _check_load(self) -> None:
-        if self.link.state != "ready":
-            raise try_later(
-                503, f"the engine is {self.link.state}; try again shortly", code=self.link.state
-            )
+    def _check_queue(self) -> None:
         if self.registry.num_recording >= self.capacity:
             raise try_later(
                 429, "the queue is full; try again after Retry-After seconds", code="queue_full"
             )
 
 
+def check_token_ids(fields: GenerateFields, vocab_size: int) -> None:
+    """Raises APIError 422 when a token id is named that the model does not have."""
+    for param in ("logit_bias", "stop_token_ids"):
+        wrong = [token_id for token_id in getattr(fields, param) if token_id >= vocab_size]
+        if wrong:
+            raise out_of_range(param, f"token ids go from 0 to {vocab_size - 1}, not {wrong[0]}")
+
+
+def room(fields: GenerateFields, num_prompt: int, context: int) -> int:
+    """How many tokens may be generated: what was asked for, or if it was not, what fits.
+
+    Raises APIError 422 when what was asked for does not fit.
+    """
+    left = context - num_prompt
+    if "max_length" in fields.model_fields_set and fields.max_length > left:
+        raise out_of_range(
+            "max_length",
+            f"{fields.max_length} new tokens and a prompt of {num_prompt} do not fit this "
+            f"model's context of {context}; it must be from 1 to {left}",
+        )
+    max_tokens = min(fields.max_length, left)
+    if fields.min_tokens > max_tokens:
+        raise out_of_range(
+            "min_tokens", f"must be from 0 to max_length, which is {max_tokens} here"
+        )
+    return max_tokens
+
+
 def sampling_params(fields: GenerateFields, max_tokens: int) -> SamplingParams:
-    """The wire's words -> the sampler's. A request without a seed gets one, to be repeatable."""
+    """The wire's words -> the sampler's. A request without a seed gets one, to survive restarts."""
     return SamplingParams(
         max_tokens=max_tokens,
         seed=secrets.randbits(63) if fields.seed is None else fields.seed,

@@ -10,8 +10,10 @@ import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Literal
 
+from app.settings import EngineSettings
 from model.messages import (
     Cancel,
     Command,
@@ -46,6 +48,18 @@ class EngineFailedError(EngineError):
     """The engine cannot serve at all; the message says why in one line."""
 
 
+def configuration(settings: EngineSettings, path: Path) -> Configure:
+    """What an engine process is told at its start."""
+    return Configure(
+        model_path=str(path),
+        dtype=settings.dtype,
+        max_num_seqs=settings.max_num_seqs,
+        max_step_tokens=settings.max_step_tokens,
+        max_model_len=settings.max_model_len,
+        kv_cache_bytes=settings.kv_cache_memory,
+    )
+
+
 class EngineLink:
     """One engine process: started by `start`, started again when it dies, ended by `stop`."""
 
@@ -56,10 +70,15 @@ class EngineLink:
         self._writer: asyncio.StreamWriter | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._loaded = asyncio.Event()
-        self.state: State = "loading"
+        self._engine_state: Literal["loading", "ready", "recovering"] = "loading"
+        self._draining = False
         self.info: Ready | None = None
         self.gauges = Gauges()
         self.failure: asyncio.Future[EngineFailedError] = asyncio.get_running_loop().create_future()
+
+    @property
+    def state(self) -> State:
+        return "draining" if self._draining else self._engine_state
 
     @property
     def pid(self) -> int | None:
@@ -89,10 +108,11 @@ class EngineLink:
         self._hang_up()
         if self._process:
             await self._process.wait()
+        self._tell_all(EngineError("the engine was stopped"))
 
     def drain(self) -> None:
         """Take no more work; what runs goes on."""
-        self.state = "draining"
+        self._draining = True
 
     async def generate(self, request: Generate) -> AsyncIterator[Event]:
         """Yield Started, then each Token as it is made, then Finished.
@@ -153,7 +173,7 @@ class EngineLink:
                 self._fail(f"the engine process ended while it loaded (exit code {code})")
                 return
             logger.error("the engine process ended (exit code %s); starting another", code)
-            self.state = "recovering"
+            self._engine_state = "recovering"
             self._loaded.clear()
             reader = await self._launch()
 
@@ -173,7 +193,7 @@ class EngineLink:
                 self._deliver(report)
             case Ready():
                 self.info = report
-                self.state = "ready"
+                self._engine_state = "ready"
                 self._loaded.set()
             case Failed():
                 self._fail(report.message)

@@ -97,5 +97,8 @@ def from_validation(first: Mapping[str, Any]) -> APIError:
         return APIError(422, message, param=param, code="unknown_field")
     if first["type"] == "missing":
         return APIError(422, f"{param or 'the JSON body'} is required", param=param, code="missing")
-    message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    return APIError(422, f"{param}: {message}", param=param, code="invalid_value")
+    message = str(first["msg"])
+    for prefix in ("Value error, ", "Input ", "String ", "List ", "Dictionary "):
+        message = message.removeprefix(prefix)
+    subject = param or "the JSON body"
+    return APIError(422, f"{subject}: {message}", param=param, code="invalid_value")

@@ -8,11 +8,10 @@ from typing import Self, Unpack
 
 from pydantic import ValidationError
 
-from app.admission import sampling_params
-from app.client import Done, Event, Options, TickertapeError, Token
-from app.engine_link import EngineError, EngineLink
-from app.errors import from_validation
-from app.main import configuration
+from app.admission import check_token_ids, room, sampling_params
+from app.client import Done, Event, GenerationError, Options, TickertapeError, Token
+from app.engine_link import EngineError, EngineLink, configuration
+from app.errors import APIError, from_validation
 from app.schemas.native import GenerateFields
 from app.settings import EngineSettings
 from app.tapes.registry import write
@@ -22,6 +21,7 @@ from model.errors import ModelLoadError
 from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
 from model.messages import Generate, Started
+from model.sampling import SamplingParams
 
 
 class LocalModel:
@@ -33,6 +33,7 @@ class LocalModel:
         self._options = configuration(settings, path)
         self._tokenizer = checkpoint.tokenizer()
         self._chat_template = checkpoint.chat_template
+        self._vocab_size = checkpoint.config.vocab_size
 
     async def __aenter__(self) -> Self:
         self._link = EngineLink(self._options)
@@ -75,12 +76,11 @@ class LocalModel:
             yield event
 
     async def _stream(self, prompt_ids: list[int], fields: GenerateFields) -> AsyncIterator[Event]:
-        room = self._context - len(prompt_ids)
-        if room < 1:
+        if len(prompt_ids) >= self._context:
             raise TickertapeError(
                 f"the prompt has {len(prompt_ids)} tokens; it must have fewer than {self._context}"
             )
-        params = sampling_params(fields, min(fields.max_length, room))
+        params = self._params(fields, len(prompt_ids))
         tape = Tape(secrets.token_urlsafe(16), len(prompt_ids))
         try:
             async for event in self._link.generate(Generate(tape.id, prompt_ids, params)):
@@ -89,6 +89,13 @@ class LocalModel:
                     yield _client_event(tape)
         except EngineError as error:
             raise TickertapeError(str(error)) from error
+
+    def _params(self, fields: GenerateFields, num_prompt: int) -> SamplingParams:
+        try:
+            check_token_ids(fields, self._vocab_size)
+            return sampling_params(fields, room(fields, num_prompt, self._context))
+        except APIError as error:
+            raise TickertapeError(error.detail) from None
 
 
 def _checked(prompt: str, options: Options) -> GenerateFields:
@@ -99,9 +106,12 @@ def _checked(prompt: str, options: Options) -> GenerateFields:
 
 
 def _client_event(tape: Tape) -> Event:
-    """The tape's newest entry, as a client of a server would see it."""
-    if tape.end:
-        usage, timings = asdict(tape.end.usage), asdict(tape.end.timings)
-        return Done(tape.end.finish_reason, usage, timings, tape.id)
+    """The tape's newest entry, as a client of a server would see it. Raises GenerationError."""
+    if end := tape.end:
+        error = {"message": end.error} if end.error else None
+        done = Done(end.finish_reason, asdict(end.usage), asdict(end.timings), tape.id, error)
+        if done.finish_reason == "error":
+            raise GenerationError(done)
+        return done
     entry = tape.entries[-1]
     return Token(entry.text, [entry.token_id], tape.id, tape.last)

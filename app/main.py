@@ -10,15 +10,14 @@ from starlette.staticfiles import StaticFiles
 
 from app import errors
 from app.admission import Admission
-from app.engine_link import EngineLink
+from app.engine_link import EngineLink, configuration
 from app.routes import generate, ops, page, tapes
 from app.services import Services
-from app.settings import EngineSettings, Settings
+from app.settings import Settings
 from app.tapes.memory import MemoryStore
 from app.tapes.registry import Registry
 from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
-from model.messages import Configure
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -64,15 +63,3 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
     return app
-
-
-def configuration(settings: EngineSettings, path: Path) -> Configure:
-    """What the engine process is told at its start."""
-    return Configure(
-        model_path=str(path),
-        dtype=settings.dtype,
-        max_num_seqs=settings.max_num_seqs,
-        max_step_tokens=settings.max_step_tokens,
-        max_model_len=settings.max_model_len,
-        kv_cache_bytes=settings.kv_cache_memory,
-    )

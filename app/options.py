@@ -25,6 +25,8 @@ def load(kind: type[S], flags: dict[str, Any]) -> S:
 
 def _fault(fault: Any) -> str:
     name = str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        return f"tickertape.toml has no setting '{name}'; docs/settings.md lists those that exist"
     message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     flag = f"--{name.replace('_', '-')}"
     return f"{flag} (or TICKERTAPE_{name.upper()}) {message}, not {fault['input']!r}"

@@ -70,7 +70,9 @@ class EngineSettings(BaseSettings):
 
 
 class Settings(EngineSettings):
-    """What the whole service needs to know."""
+    """What the whole service needs to know. A misspelt key in the file is an error."""
+
+    model_config = SettingsConfigDict(extra="forbid")
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")

@@ -1,10 +1,10 @@
 """Logits of one step -> one token per sequence.
 
-The order in which a request's wishes act: logit_bias, min_tokens, repetition / presence / frequency
-penalties, then greedy stops here; temperature, top_k, top_p, min_p, and one draw from what is left.
+The order in which a request's wishes act: logit_bias, repetition / presence / frequency penalties,
+min_tokens; there greedy stops; temperature, top_k, top_p, min_p, and one draw from what is left.
 
 The draw uses one uniform number that depends on (seed, position) alone, never on a generator that
-runs along: the same request gives the same tokens in any batch, and after any restart.
+runs along: the same logits give the same token in any company, and after any restart.
 """
 
 from collections import Counter

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from model.errors import ModelLoadError
 
-
 # Angles grow with the position, so their frequencies stay exact whatever the model's dtype.
 _EXACT = {"rope.factors": torch.float32}
 

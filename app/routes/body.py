@@ -32,11 +32,11 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            kind = request.headers.get("content-type", "nothing").partition(";")[0]
+            kind = request.headers.get("content-type", "(none)").partition(";")[0]
             if request.method == "POST" and kind.strip().lower() != "application/json":
                 raise APIError(
                     415,
-                    f"the body is labelled {kind}; send JSON with Content-Type: application/json",
+                    f"Content-Type is {kind:.80}; send JSON, labelled application/json",
                     code="unsupported_media_type",
                 )
             return await handle(_StrictRequest(request.scope, request.receive))

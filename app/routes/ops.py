@@ -4,8 +4,8 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
 
+from app.schemas.native import ErrorBody
 from app.services import ServicesDep
 
 router = APIRouter(tags=["operation"])
@@ -28,13 +28,11 @@ async def health(services: ServicesDep) -> dict[str, Any]:
     }
 
 
-@router.get("/ready")
-async def ready(services: ServicesDep) -> Response:
+@router.get("/ready", responses={503: {"model": ErrorBody}})
+async def ready(services: ServicesDep) -> dict[str, str]:
     """200 when new work is taken, 503 with Retry-After when not."""
-    state = services.link.state
-    if state == "ready":
-        return JSONResponse({"status": "ready"})
-    return JSONResponse({"status": state}, 503, headers={"Retry-After": "1"})
+    services.admission.check_ready()
+    return {"status": "ready"}
 
 
 @router.get("/version")

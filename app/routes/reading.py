@@ -44,7 +44,10 @@ def stream(services: Services, tape: Tape, after: int = 0) -> Response:
     """
     if after > tape.last:
         raise APIError(
-            400, f"entry {after} is in the future: this tape has {tape.last}", code="future_id"
+            400,
+            f"entry {after} is in the future: this tape has {tape.last}",
+            param="Last-Event-ID",
+            code="future_id",
         )
     if tape.end and after == tape.last:
         return Response(status_code=204)

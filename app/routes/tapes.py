@@ -65,7 +65,12 @@ def _entry(last_event_id: str | None, tape_id: str, after: int) -> int:
         return after
     position = parse_position(last_event_id)
     if position.tape_id != tape_id:
-        raise APIError(400, "Last-Event-ID names another tape than the path", code="malformed_id")
+        raise APIError(
+            400,
+            "Last-Event-ID names another tape than the path; read that tape at its own path",
+            param="Last-Event-ID",
+            code="malformed_id",
+        )
     return position.entry
 
 

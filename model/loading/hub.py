@@ -67,8 +67,7 @@ def _download(model: str, revision: str | None) -> Path:
         )
     except Exception as error:  # its own errors, httpx's, the disk's: there is no common base
         raise ModelLoadError(
-            f"{model} is no path here and cannot be downloaded from the hub: "
-            f"{_first_line(error)}"
+            f"{model} is no path here and cannot be downloaded from the hub: {_first_line(error)}"
         ) from error
     return Path(path)
 

@@ -97,9 +97,9 @@ EVENTS = st.lists(
     ),
     max_size=40,
 )
-SIZES = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 14)), min_size=1, max_size=10)
+SIZES = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 14)), min_size=1, max_size=8)
 LIMITS = {
-    "blocks": st.integers(11, 30),  # the largest of SIZES needs 11
+    "blocks": st.integers(11, 20),  # the largest of SIZES needs 11
     "seats": st.integers(1, 5),
     "budget": st.integers(1, 40),
 }
@@ -115,17 +115,20 @@ def test_whatever_happens_every_request_that_stays_gets_exactly_its_tokens(
     to_come = list(enumerate(sizes))
     cancelled: set[str] = set()
     for what, number in events:
-        if to_come and number % 3 == 0:
+        if to_come and number % 2 == 0:
             index, size = to_come.pop(0)
             drive.add(str(index), *size)
+        id = str(number % (len(drive.requests) + 1))  # the last one is unknown as yet
         if what == "step":
             drive.step()
         elif what == "cancel":
-            if str(number) in drive.scheduler:
-                cancelled.add(str(number))
-            drive.scheduler.remove(str(number))
+            if id in drive.scheduler:
+                cancelled.add(id)
+            drive.scheduler.remove(id)
+        elif what == "pause":
+            drive.scheduler.pause(id)
         else:
-            getattr(drive.scheduler, what)(str(number))
+            drive.scheduler.resume(id)
         drive.check_blocks()
     for index, size in to_come:
         drive.add(str(index), *size)
@@ -188,11 +191,11 @@ def test_the_youngest_is_preempted_and_recomputed_with_its_tokens_unchanged() ->
     drive = Drive(blocks=4)
     old = drive.add("old", prompt=7, max_tokens=6)
     young = drive.add("young", prompt=7, max_tokens=6)
-    drive.step()
-    drive.step()
+    for _ in range(3):
+        drive.step()
     assert drive.scheduler.running == [old]
     assert list(drive.scheduler.waiting) == [young]
-    assert (young.block_table, young.num_computed, young.num_output) == ([], 0, 1)
+    assert (young.block_table, young.num_computed, young.num_output) == ([], 0, 2)
     drive.finish()
     assert drive.done == ["old", "young"]
     assert young.token_ids == list(range(13))
