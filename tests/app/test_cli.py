@@ -49,7 +49,7 @@ def test_generate_here_and_on_a_server_type_the_same_text(server: RunningServer)
 
 def test_chat_keeps_the_conversation() -> None:
     said = "My name is Ada. Please remember it.\nWhat is my name?\n\n"
-    arguments = ["chat", "--temperature", "0", "--max-length", "40", "--system", "You are helpful."]
+    arguments = ["chat", "--dtype", "float32", "--temperature", "0", "--max-length", "30"]
     result = run(*arguments, stdin=said)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("tokens/s") == 2

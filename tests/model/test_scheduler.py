@@ -42,8 +42,9 @@ class Drive:
         return self.requests[id]
 
     def step(self) -> list[Chunk]:
+        running = list(self.scheduler.running)
         chunks = self.scheduler.schedule()
-        self.check(chunks)
+        self.check(chunks, running)
         for chunk in chunks:
             one, samples = chunk.request, chunk.samples
             if one.id not in self.admitted:
@@ -57,13 +58,16 @@ class Drive:
         self.check_blocks()
         return chunks
 
-    def check(self, chunks: list[Chunk]) -> None:
+    def check(self, chunks: list[Chunk], ran: list[Request]) -> None:
+        """`chunks` is a fair step after one in which `ran` were running."""
         scheduler = self.scheduler
         assert len(scheduler.running) <= self.seats
         assert sum(chunk.count for chunk in chunks) <= self.budget
         assert len({chunk.request.id for chunk in chunks}) == len(chunks)
-        pending = [chunk.request.num_pending > 1 for chunk in chunks if chunk.start]
-        assert pending == sorted(pending), "decodes come before prefills"
+        prefills = [c.request.num_pending > 1 for c in chunks if c.request in ran]
+        assert prefills == sorted(prefills), "decodes come before prefills"
+        admitted = [c.request not in ran for c in chunks]
+        assert admitted == sorted(admitted), "what runs comes before what joins"
         for chunk in chunks:
             assert chunk.request in scheduler.running
             assert chunk.start == chunk.request.num_computed
