@@ -90,7 +90,7 @@ def probabilities(logits: Tensor, one: Request) -> Array:
     forbidden = (*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))) if early else ()
     token_ids, kept = candidates(adjust(logits, one, forbidden), params)
     p = np.zeros(len(logits))
-    p[slice(None) if token_ids is None else token_ids.numpy()] = kept.numpy()
+    p[slice(None) if token_ids is None else token_ids[: len(kept)].numpy()] = kept.numpy()
     return p
 
 
@@ -195,7 +195,7 @@ ANY_WISHES = st.fixed_dictionaries(
         "temperature": st.floats(0.05, 5),
         "top_k": st.integers(0, VOCABULARY + 2),
         "top_p": st.floats(0.01, 1),
-        "min_p": st.floats(0, 1),
+        "min_p": st.just(0.0) | st.floats(1e-6, 1),
         "repetition_penalty": st.floats(0.5, 2),
         "presence_penalty": st.floats(-2, 2),
         "frequency_penalty": st.floats(-2, 2),

@@ -1,0 +1,174 @@
+"""The log itself: numbers without gaps, one end, readers that never disturb each other."""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.dialects import native
+from app.errors import APIError
+from app.tapes.memory import MemoryStore
+from app.tapes.position import Position, parse_position
+from app.tapes.tape import End, Entry, Tape
+from tests.server import Frame, parse_frames
+
+TAPE_ID = "abcdefghijklmnopqrstuv"
+texts = st.lists(st.text(max_size=8), max_size=30)
+
+
+def tape_of(texts: Sequence[str], *, ended: bool = True) -> Tape:
+    tape = Tape(TAPE_ID, prompt_tokens=3)
+    for number, text in enumerate(texts):
+        tape.append(Entry(text, number))
+    if ended:
+        tape.finish("stop")
+    return tape
+
+
+async def read(tape: Tape, after: int = 0) -> list[Entry | End]:
+    return [entry async for batch in tape.read(after) for entry in batch]
+
+
+def text_of(frames: Sequence[Frame]) -> str:
+    return "".join(json.loads(f.data or "")["text"] for f in frames if f.event == "token")
+
+
+@given(texts, st.data())
+def test_every_suffix_is_exact(texts: list[str], data: st.DataObject) -> None:
+    tape = tape_of(texts)
+    after = data.draw(st.integers(0, tape.last))
+    suffix = asyncio.run(read(tape, after))
+    assert suffix == [*tape.entries, tape.end][after:]
+
+
+@given(texts)
+def test_a_tape_ends_once_and_for_all(texts: list[str]) -> None:
+    tape = tape_of(texts)
+    end = tape.end
+    tape.finish("error", "too late")
+    assert tape.end is end
+    assert tape.last == len(texts) + 1
+    with pytest.raises(ValueError, match="has ended"):
+        tape.append(Entry("more", 1))
+
+
+async def test_readers_that_come_at_any_time_read_the_same() -> None:
+    tape = tape_of([], ended=False)
+    readers = []
+    for number in range(20):
+        readers.append(asyncio.create_task(read(tape)))
+        await asyncio.sleep(0)
+        tape.append(Entry(str(number), number))
+    tape.finish("length")
+    expected = [*tape.entries, tape.end]
+    assert await asyncio.gather(*readers) == [expected] * 20
+
+
+async def test_a_reader_that_is_behind_gets_all_at_once() -> None:
+    tape = tape_of(["a", "b", "c"], ended=False)
+    batches = tape.read()
+    assert len(await anext(batches)) == 3
+    tape.append(Entry("d", 4))
+    tape.finish("stop")
+    assert len(await anext(batches)) == 2
+    with pytest.raises(StopAsyncIteration):
+        await anext(batches)
+
+
+async def test_a_reader_that_leaves_disturbs_nobody() -> None:
+    tape = tape_of(["a"], ended=False)
+    leaver = asyncio.create_task(read(tape))
+    stayer = asyncio.create_task(read(tape))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    await asyncio.gather(leaver, return_exceptions=True)
+    tape.append(Entry("b", 2))
+    tape.finish("stop")
+    assert len(await stayer) == 3
+
+
+@given(texts, st.lists(st.integers(1, 5), min_size=40, max_size=40))
+def test_frames_carry_every_entry_once_however_they_are_grouped(
+    texts: list[str], sizes: list[int]
+) -> None:
+    tape = tape_of(texts)
+    entries: list[Entry | End] = [*tape.entries]
+    entries += [tape.end] if tape.end else []
+    raw, last = native.opening(Position(TAPE_ID, 0)), 0
+    for size in sizes:
+        if batch := entries[last : last + size]:
+            last += len(batch)
+            raw += native.frames(TAPE_ID, last, batch)
+    frames = parse_frames(raw.decode())
+    assert text_of(frames) == "".join(texts)
+    ids = [i for f in frames if f.event == "token" for i in json.loads(f.data or "")["token_ids"]]
+    assert ids == list(range(len(texts)))
+    numbers = [parse_position(frame.id or "").entry for frame in frames]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == tape.last
+    assert [frame.event for frame in frames].count("done") == 1
+
+
+def test_text_of_any_kind_stays_one_line() -> None:
+    nasty = "a\nb\r\nc\rd\x00e\u2028f\u2029g\x85h: data: event: done\n\n"
+    frames = parse_frames(native.frames(TAPE_ID, 1, [Entry(nasty, 1)]).decode())
+    assert len(frames) == 1
+    assert text_of(frames) == nasty
+
+
+def parsed(text: str) -> Position | int:
+    """The position, or the status of the refusal."""
+    try:
+        return parse_position(text)
+    except APIError as error:
+        return error.status_code
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[A-Za-z0-9_-]{21,23}:-?[0-9]{1,12}\n?"))
+def test_a_position_is_ours_or_an_error(text: str) -> None:
+    position = parsed(text)
+    assert position == 400 or str(position) == text
+
+
+def test_finished_tapes_go_by_age_and_running_ones_never() -> None:
+    store = MemoryStore(ttl=0.0, budget=1 << 20)
+    running, finished = tape_of(["a"], ended=False), tape_of(["a"])
+    running.id = "running"
+    store.add(running)
+    store.add(finished)
+    store.expire()
+    assert store.get("running") is running
+    assert store.get(finished.id) is None
+
+
+def test_the_oldest_finished_tapes_go_when_memory_is_short() -> None:
+    tapes = [tape_of(["text"] * 10) for _ in range(4)]
+    store = MemoryStore(ttl=300.0, budget=2 * tapes[0].size)
+    for number, tape in enumerate(tapes):
+        tape.id = str(number)
+        tape.ended_at = time.monotonic() + number * 1e-6
+        store.add(tape)
+    store.expire()
+    assert [store.get(str(number)) is not None for number in range(4)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_timings_before_any_token_and_after_one() -> None:
+    tape = Tape(TAPE_ID, prompt_tokens=1)
+    assert (tape.timings.ttft_ms, tape.timings.tokens_per_second) == (None, None)
+    tape.append(Entry("a", 1))
+    assert tape.timings.ttft_ms is not None
+    assert tape.timings.tokens_per_second is None, "one token has no rate"
+    tape.append(Entry("b", 2))
+    assert tape.timings.tokens_per_second is not None
+    assert tape.status == "queued"
+    tape.queue_ms = 1.0
+    assert tape.status == "running"
