@@ -7,6 +7,7 @@ sequence, and cancels the sequence when it is closed early.
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -35,6 +36,10 @@ from model.messages import (
 )
 
 logger = logging.getLogger("tickertape.engine")
+
+# OpenMP's threads wait for each other by spinning, and where anything else wants the processor each
+# wait costs a time slice. Asleep they lose little on an idle machine: docs/decisions.md.
+_WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 Event = Started | Token | Finished
 State = Literal["loading", "ready", "recovering", "draining"]
@@ -155,6 +160,7 @@ class EngineLink:
                 "model.process",
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
+                env=_WAIT_ASLEEP | os.environ,
                 stdin=asyncio.subprocess.DEVNULL,
             )
         reader, self._writer = await asyncio.open_connection(sock=ours)

@@ -48,13 +48,16 @@ class Detokenizer:
             return ""
         text = self._held + self._decoder.decode(b"", final=True)
         self._held = ""
-        return text
+        return text[: earliest_match(text, self._stop)]
 
 
 def earliest_match(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of the stop strings begins in `text`, or None."""
-    found = [at for at in (text.find(s) for s in stop) if at >= 0]
-    return min(found, default=None)
+    """Where the stop string that is complete first begins in `text`, or None.
+
+    Complete first, not begun first: so the cut does not depend on how tokens divide the text.
+    """
+    found = [(at + len(s), at) for s in stop if (at := text.find(s)) >= 0]
+    return min(found)[1] if found else None
 
 
 def longest_partial_match(text: str, stop: Sequence[str]) -> int:

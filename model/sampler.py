@@ -92,7 +92,8 @@ def candidates(row: Tensor, params: SamplingParams) -> tuple[Tensor | None, Tens
     top_k: p_i = exp(z_i / t) / sum over the k largest logits only, 0 for all others (Fan et al.
     2018). top_p keeps the fewest likeliest tokens whose sum reaches p (Holtzman et al. 2020);
     min_p those of at least p times the likeliest (Nguyen et al. 2024). Each renormalizes.
-    Token ids come best first, or None: every token, in vocabulary order.
+    Token ids come best first, at least as many as probabilities, or None: every token, in
+    vocabulary order.
     """
     cuts = params.top_p < 1.0 or params.min_p > 0.0
     token_ids: Tensor | None = None

@@ -28,8 +28,8 @@ class Chunk:
 class Scheduler:
     """Continuous batching over a fixed pool of KV blocks.
 
-    When blocks run out, paused sequences give theirs up first, then the youngest running one goes
-    back to waiting and is recomputed later; its tokens do not change.
+    When blocks run out, sequences that do not run give theirs up first, then the youngest running
+    one goes back to waiting and is recomputed later; its tokens do not change.
     """
 
     def __init__(self, pool: BlockPool, *, max_num_seqs: int, max_step_tokens: int) -> None:
@@ -101,7 +101,7 @@ class Scheduler:
             return False
         request = self.waiting[0]
         while self._missing(request) > self._pool.num_free:
-            if not self._evict_paused():
+            if not self._evict_idle(request):
                 return False
         self.waiting.popleft()
         self.running.append(request)
@@ -109,12 +109,12 @@ class Scheduler:
         return True
 
     def _reserve(self, request: Request) -> bool:
-        """Blocks for every token of a running sequence, at the cost of paused and younger ones.
+        """Blocks for every token of a running sequence, at the cost of idle and younger ones.
 
         False when the sequence itself was the youngest and had to go back to waiting.
         """
         while self._missing(request) > self._pool.num_free:
-            if self._evict_paused():
+            if self._evict_idle(request):
                 continue
             youngest = self.running[-1]
             self._preempt(youngest)
@@ -128,10 +128,13 @@ class Scheduler:
         self._release(request)
         self.waiting.appendleft(request)
 
-    def _evict_paused(self) -> bool:
-        """Take the blocks of the sequence that was paused first; False when none holds any."""
-        for request in self.paused:
-            if request.block_table:
+    def _evict_idle(self, wanting: Request) -> bool:
+        """Take the blocks of a sequence that does not run; False when no other one holds any.
+
+        The one paused first, else the last in the queue: a resumed one waits with its blocks.
+        """
+        for request in (*self.paused, *reversed(self.waiting)):
+            if request.block_table and request is not wanting:
                 self._release(request)
                 return True
         return False

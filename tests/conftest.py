@@ -1,5 +1,9 @@
 """What tests of every kind share."""
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as app/engine_link.py does; before torch
+
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
