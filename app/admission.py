@@ -77,7 +77,7 @@ class Admission:
             raise try_later(503, f"the engine is {state}; try again shortly", code=state)
 
     def _check_queue(self) -> None:
-        if self.registry.num_recording >= self.capacity:
+        if self.registry.num_active >= self.capacity:
             raise try_later(
                 429, "the queue is full; try again after Retry-After seconds", code="queue_full"
             )

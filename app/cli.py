@@ -23,7 +23,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
 
 Url = Annotated[
@@ -92,6 +91,10 @@ async def _events(
     prompt: str, url: str | None, flags: dict[str, Any], options: Options
 ) -> AsyncIterator[Event]:
     if url:
+        if ignored := [f"--{name.replace('_', '-')}" for name, value in flags.items() if value]:
+            raise SettingsError(
+                f"{', '.join(ignored)}: the server at --url decides that; leave out"
+            )
         async with Client(url) as client:
             async for event in client.generate(prompt, **options):
                 yield event
@@ -128,9 +131,9 @@ async def _print_all(events: AsyncIterator[Event]) -> str:
     async for event in events:
         if isinstance(event, Token):
             text += event.text
-            console.print(event.text, end="", markup=False, soft_wrap=True)
+            typer.echo(event.text, nl=False)  # not through rich, which would replace :emoji: names
         elif isinstance(event, Done):
-            console.print()
+            typer.echo()
             notes.print(_figures(event), style="dim")
     return text
 
@@ -149,5 +152,5 @@ def main() -> None:
     try:
         app()
     except (SettingsError, ModelLoadError, TickertapeError) as error:
-        notes.print(f"tickertape: {error}", style="red", markup=False, soft_wrap=True)
+        notes.print(f"tickertape: {error}", style="red", markup=False, emoji=False, soft_wrap=True)
         raise SystemExit(1) from None

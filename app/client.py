@@ -14,10 +14,9 @@ Exceptions:
       ConnectionLostError   the stream broke off; `attach(tape, after)` reads on
 """
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
@@ -152,7 +151,6 @@ class _Reading:
     tape: str | None = None
     after: int = 0
     ended: bool = False
-    closed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Client:
@@ -211,8 +209,14 @@ class Client:
 
     async def complete(self, prompt: str, **options: Unpack[Options]) -> Answer:
         """The whole continuation at once. Raises like `generate`."""
-        response = await self._request("POST", "/generate", {"prompt": prompt, **options})
-        return Answer(**response.json())
+        # It takes as long as its generation does, so there is no bound on the wait.
+        response = await self._request(
+            "POST", "/generate", {"prompt": prompt, **options}, patience=None
+        )
+        try:
+            return Answer(**response.json())
+        except (ValueError, TypeError) as error:
+            raise ConnectionLostError(f"the answer is none of a Tickertape's: {error}") from error
 
     async def cancel(self, tape: str) -> None:
         """End a generation; all its readers get their terminal event."""
@@ -232,11 +236,11 @@ class Client:
         path: str,
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        patience: httpx.Timeout | None = _TIMEOUT,
     ) -> httpx.Response:
         try:
-            # A whole answer takes as long as its generation does.
             response = await self._http.request(
-                method, path, json=_jsonable(body), headers=headers, timeout=None
+                method, path, json=_jsonable(body), headers=headers, timeout=patience
             )
         except httpx.TransportError as error:
             raise ConnectionLostError(_describe(error, self._http.base_url)) from error
@@ -258,7 +262,7 @@ class Client:
             async with self._http.stream(
                 method, path, json=_jsonable(body), headers=accept
             ) as response:
-                if response.is_error:
+                if not response.is_success:
                     await response.aread()
                 _raise_for_refusal(response)
                 reading.tape = response.headers.get("X-Tape", reading.tape)
@@ -269,13 +273,13 @@ class Client:
                     if not frame.data:  # the opening block; httpx-sse yields it, the spec does not
                         continue
                     event = _event(frame, reading)
-                    yield event
+                    if event:
+                        yield event
                     if reading.ended:
                         return
-            raise ConnectionLostError("the stream ended without its done frame", *_place(reading))
-        except (httpx.TransportError, SSEError) as error:
-            message = _describe(error, self._http.base_url)
-            raise ConnectionLostError(message, *_place(reading)) from error
+            raise _lost(reading, "the stream ended without its done frame")
+        except (httpx.TransportError, SSEError, ValueError, KeyError) as error:
+            raise _lost(reading, _describe(error, self._http.base_url)) from error
         finally:
             await self._leave(reading)
 
@@ -289,8 +293,12 @@ class Client:
                 await self.cancel(reading.tape)
 
 
-def _event(frame: ServerSentEvent, reading: _Reading) -> Event:
-    """Raises GenerationError on the terminal frame of a failed generation."""
+def _event(frame: ServerSentEvent, reading: _Reading) -> Event | None:
+    """None for a kind of event that is newer than this client, as SSE has it.
+
+    Raises GenerationError on the terminal frame of a failed generation, and ValueError or KeyError
+    for a frame that is none of a Tickertape's.
+    """
     data = frame.json()
     if frame.id:
         reading.after = int(frame.id.rpartition(":")[2])
@@ -319,17 +327,21 @@ def _event(frame: ServerSentEvent, reading: _Reading) -> Event:
             if done.finish_reason == "error":
                 raise GenerationError(done)
             return done
-    raise ConnectionLostError(f"the server sent an unknown event '{frame.event}'", *_place(reading))
+    return None
 
 
-def _place(reading: _Reading) -> tuple[str | None, int]:
-    return reading.tape, reading.after
+def _lost(reading: _Reading, message: str) -> ConnectionLostError:
+    """The generation is left alone: it can be read on from where the connection broke."""
+    reading.cancel_on_close = False
+    return ConnectionLostError(message, reading.tape, reading.after)
 
 
 def _jsonable(body: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """JSON has only string keys, so those of logit_bias become strings."""
-    if body is None or "logit_bias" not in body:
-        return dict(body) if body is not None else None
+    if body is None:
+        return None
+    if "logit_bias" not in body:
+        return dict(body)
     return {**body, "logit_bias": {str(k): v for k, v in body["logit_bias"].items()}}
 
 
@@ -337,12 +349,13 @@ def _raise_for_refusal(response: httpx.Response) -> None:
     if response.is_success:
         return
     try:
-        error = response.json()["error"]
+        error = dict(response.json()["error"])
     except (ValueError, KeyError, TypeError):
         error = {"message": f"HTTP {response.status_code} from something that is no Tickertape"}
     if response.status_code in (429, 503):
-        retry_after = float(response.headers.get("Retry-After", 1))
-        raise OverloadedError(response.status_code, error, retry_after)
+        retry_after = response.headers.get("Retry-After", "")
+        seconds = float(retry_after) if retry_after.isdigit() else 1.0
+        raise OverloadedError(response.status_code, error, seconds)
     raise RefusedError(response.status_code, error)
 
 

@@ -41,6 +41,9 @@ logger = logging.getLogger("tickertape.engine")
 # wait costs a time slice. Asleep they lose little on an idle machine: docs/decisions.md.
 _WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 
+_PAUSE_BEFORE_RESTART = 0.1  # seconds; an engine that dies at once must not fill the process table
+_SECONDS_TO_GO = 2.0
+
 Event = Started | Token | Finished
 State = Literal["loading", "ready", "recovering", "draining"]
 
@@ -63,6 +66,15 @@ def configuration(settings: EngineSettings, path: Path) -> Configure:
         max_model_len=settings.max_model_len,
         kv_cache_bytes=settings.kv_cache_memory,
     )
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """It goes by itself when its socket closes; one that hangs is killed."""
+    try:
+        await asyncio.wait_for(process.wait(), _SECONDS_TO_GO)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 class EngineLink:
@@ -108,11 +120,10 @@ class EngineLink:
         """End the engine process; whoever still waits for tokens gets EngineError."""
         if self._watcher:
             self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
+            await asyncio.gather(self._watcher, return_exceptions=True)
         self._hang_up()
         if self._process:
-            await self._process.wait()
+            await _end(self._process)
         self._tell_all(EngineError("the engine was stopped"))
 
     def drain(self) -> None:
@@ -124,6 +135,8 @@ class EngineLink:
 
         Closing the generator early cancels the sequence. Raises EngineError when the engine dies.
         """
+        if not self._connected:
+            raise EngineError("the engine is not there")
         inbox: asyncio.Queue[Event | EngineError] = asyncio.Queue()
         self._inboxes[request.id] = inbox
         finished = False
@@ -147,8 +160,13 @@ class EngineLink:
     def resume(self, request_id: str) -> None:
         self._send(Resume(request_id))
 
+    @property
+    def _connected(self) -> bool:
+        return self._writer is not None and not self._writer.is_closing()
+
     def _send(self, command: Command) -> None:
-        if self._writer and not self._writer.is_closing():
+        """To an engine that has gone nothing is sent: it has forgotten every request anyway."""
+        if self._writer and self._connected:
             self._writer.write(pack(command))
 
     async def _launch(self) -> asyncio.StreamReader:
@@ -169,19 +187,24 @@ class EngineLink:
 
     async def _watch(self, reader: asyncio.StreamReader) -> None:
         """Take in reports for as long as an engine lives; start another when it dies at work."""
-        while True:
-            await self._receive(reader)
-            code = await self._process.wait() if self._process else None
-            self._tell_all(EngineError(f"the engine process ended (exit code {code})"))
-            if self.failure.done():
-                return
-            if not self._loaded.is_set():
-                self._fail(f"the engine process ended while it loaded (exit code {code})")
-                return
-            logger.error("the engine process ended (exit code %s); starting another", code)
-            self._engine_state = "recovering"
-            self._loaded.clear()
-            reader = await self._launch()
+        try:
+            while True:
+                await self._receive(reader)
+                code = await self._process.wait() if self._process else None
+                self._tell_all(EngineError(f"the engine process ended (exit code {code})"))
+                if self.info is None:
+                    self._fail(f"the engine process ended while it loaded (exit code {code})")
+                if self.failure.done():
+                    return
+                logger.error("the engine process ended (exit code %s); starting another", code)
+                self._engine_state = "recovering"
+                self._loaded.clear()
+                await asyncio.sleep(_PAUSE_BEFORE_RESTART)
+                reader = await self._launch()
+        except Exception as error:
+            logger.exception("watching the engine failed")
+            self._tell_all(EngineError("the engine was lost"))
+            self._fail(f"the engine was lost: {error}")
 
     async def _receive(self, reader: asyncio.StreamReader) -> None:
         """Act on every report until the engine's end of the socket closes."""

@@ -11,6 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+_PLAIN_WORDS = {
+    404: "nothing is at this path; /docs lists what there is",
+    405: "this path does not take this method; /docs lists those it takes",
+}
+
 
 class APIError(HTTPException):
     """A refusal with its HTTP status. Raise it anywhere before the response has begun.
@@ -81,7 +86,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
-        return APIError(error.status_code, str(error.detail), headers=error.headers).response()
+        message = _PLAIN_WORDS.get(error.status_code, str(error.detail))
+        return APIError(error.status_code, message, headers=error.headers).response()
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:
@@ -91,7 +97,7 @@ def install(app: FastAPI) -> None:
 def from_validation(first: Mapping[str, Any]) -> APIError:
     """pydantic's first complaint as one sentence that names the field."""
     location = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    param = ".".join(location) or None
+    param = ".".join(part for part in location if part != "[key]") or None
     if first["type"] == "extra_forbidden":
         message = f"{param} is not a field of this request; see /docs for those that are"
         return APIError(422, message, param=param, code="unknown_field")

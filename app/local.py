@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from app.admission import check_token_ids, room, sampling_params
 from app.client import Done, Event, GenerationError, Options, TickertapeError, Token
+from app.dialects.native import logprobs_data
 from app.engine_link import EngineError, EngineLink, configuration
 from app.errors import APIError, from_validation
 from app.schemas.native import GenerateFields
 from app.settings import EngineSettings
-from app.tapes.registry import write
 from app.tapes.tape import Tape
 from model.chat_template import ChatTemplate, ChatTemplateError, Message, encode_chat
 from model.errors import ModelLoadError
@@ -84,7 +84,7 @@ class LocalModel:
         tape = Tape(secrets.token_urlsafe(16), len(prompt_ids))
         try:
             async for event in self._link.generate(Generate(tape.id, prompt_ids, params)):
-                write(tape, event)
+                tape.record(event)
                 if not isinstance(event, Started):
                     yield _client_event(tape)
         except EngineError as error:
@@ -114,4 +114,4 @@ def _client_event(tape: Tape) -> Event:
             raise GenerationError(done)
         return done
     entry = tape.entries[-1]
-    return Token(entry.text, [entry.token_id], tape.id, tape.last)
+    return Token(entry.text, [entry.token_id], tape.id, tape.last, logprobs_data([entry]) or None)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
@@ -19,6 +20,8 @@ def load(kind: type[S], flags: dict[str, Any]) -> S:
     """The settings, flags first. Raises SettingsError naming each fault and where to mend it."""
     try:
         return kind(**{name: value for name, value in flags.items() if value is not None})
+    except TOMLDecodeError as error:
+        raise SettingsError(f"tickertape.toml is not valid TOML: {error}") from None
     except ValidationError as error:
         raise SettingsError("; ".join(_fault(fault) for fault in error.errors())) from None
 

@@ -49,7 +49,7 @@ class Server(uvicorn.Server):
                 ready.max_model_len,
                 ready.kv_blocks_total,
             )
-            raise await link.failure
+            raise await asyncio.shield(link.failure)
         except EngineFailedError as failure:
             self.failure = failure
             self.should_exit = True
@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
         clock = asyncio.get_running_loop().time
         deadline = clock() + services.settings.shutdown_grace
         # A signal handler sets force_exit, so there is no event to wait for.
-        while services.registry.num_recording and clock() < deadline and not self.force_exit:  # noqa: ASYNC110
+        while services.registry.num_active and clock() < deadline and not self.force_exit:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 

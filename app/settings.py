@@ -6,7 +6,7 @@ The command line is made from these fields (app/cli.py): a new option is one fie
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -57,6 +57,14 @@ class EngineSettings(BaseSettings):
         "1GiB", ge=1, description="Memory for keys and values of past tokens."
     )
 
+    @field_validator("max_step_tokens")
+    @classmethod
+    def _a_token_for_each(cls, value: int, info: ValidationInfo) -> int:
+        """With fewer, the last sequences of a full batch would never get one."""
+        if value < (seats := info.data.get("max_num_seqs", 0)):
+            raise ValueError(f"must be at least --max-num-seqs, which is {seats}")
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -76,6 +84,9 @@ class Settings(EngineSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    max_body_size: Bytes = Field(  # type: ignore[assignment]
+        "2MiB", ge=1, description="Size of a request's body; a larger one is refused with 413."
+    )
     max_waiting: int = Field(
         256, ge=0, description="Requests that may wait for a seat; more are refused with 429."
     )

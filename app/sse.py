@@ -9,13 +9,17 @@ client that leaves. Two things are done here on purpose:
   share one write.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from app.tapes.registry import Registry
 from app.tapes.tape import End, Entry, Tape
+
+logger = logging.getLogger("tickertape.sse")
 
 Frames = Callable[[str, int, Sequence[Entry | End]], bytes]
 
@@ -49,6 +53,8 @@ class TapeResponse(EventSourceResponse):
         self._registry.attach(self._tape)
         try:
             await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.info("a reader of tape %s took nothing and was cut off", self._tape.id)
         finally:
             self._registry.detach(self._tape)
 

@@ -29,13 +29,23 @@ def visible(query_positions: Tensor, num_keys: int, window: int | None) -> Tenso
     return mask
 
 
+def additive_mask(visible: Tensor, heads_per_key: int, dtype: torch.dtype) -> Tensor:
+    """M of the formula for `masked_attention`, from booleans (B, T, L): (B, 1, T * heads, L).
+
+    Made once per step and shared by its layers.
+    """
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    mask.masked_fill_(~visible, -torch.inf)
+    return mask.repeat_interleave(heads_per_key, dim=1).unsqueeze(1)
+
+
 def masked_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float
 ) -> Tensor:
     """Grouped-query attention of B sequences with T queries and L keys each.
 
-    query (B, T, H, d); key and value (B, L, KV, d), H a multiple of KV; mask (B, T, L), true where
-    visible. Returns (B, T, H, d). The H / KV query heads that share a KV head (Ainslie et al.
+    query (B, T, H, d); key and value (B, L, KV, d), H a multiple of KV; mask as `additive_mask`
+    gives it. Returns (B, T, H, d). The H / KV query heads that share a KV head (Ainslie et al.
     2023) are laid side by side as further queries, so that no key or value is copied.
     """
     batch, num_queries, heads, size = query.shape
@@ -47,7 +57,7 @@ def masked_attention(
         folded,
         key.transpose(1, 2),
         value.transpose(1, 2),
-        attn_mask=mask.repeat_interleave(group, dim=1).unsqueeze(1),
+        attn_mask=mask,
         scale=scale,
     )
     out = out.view(batch, kv_heads, num_queries, group, size).permute(0, 2, 1, 3, 4)
@@ -62,19 +72,19 @@ class Group:
     """
 
     first_row: int
+    num_queries: int  # T
     block_tables: Tensor  # (B, N), padded with any valid block
-    masks: dict[int | None, Tensor]  # by sliding window: (B, T, N * BLOCK_SIZE)
+    masks: dict[int | None, Tensor]  # by sliding window, for N * BLOCK_SIZE keys
 
     def attend(
         self, query: Tensor, cache: KVCache, layer: int, window: int | None, scale: float
     ) -> Tensor:
         """Attention of this group's rows of `query` (rows, H, d); returns (B * T, H, d)."""
-        mask = self.masks[window]
-        batch, num_queries, _ = mask.shape
-        rows = query[self.first_row : self.first_row + batch * num_queries]
+        batch = self.block_tables.shape[0]
+        rows = query[self.first_row : self.first_row + batch * self.num_queries]
         keys, values = cache.read(layer, self.block_tables)
-        grouped = rows.view(batch, num_queries, *rows.shape[1:])
-        return masked_attention(grouped, keys, values, mask, scale).flatten(0, 1)
+        grouped = rows.view(batch, self.num_queries, *rows.shape[1:])
+        return masked_attention(grouped, keys, values, self.masks[window], scale).flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ The first frame is Configure; the answer is Ready or Failed. Then commands come 
 goes out per step of the batch. When the other end closes, the process is gone at once.
 """
 
+import contextlib
 import os
 import queue
 import signal
@@ -50,14 +51,21 @@ class Link:
         threading.Thread(target=self._receive, daemon=True).start()
 
     def _receive(self) -> None:
+        """Until the API process is gone, however it went: nobody is left to work for then."""
         unpacker = Unpacker()
-        while data := self._socket.recv(1 << 16):
-            for body in unpacker.feed(data):
-                self._inbox.put(command_decoder.decode(body))
-        os._exit(0)  # the API process is gone: nobody is left to work for
+        try:
+            with contextlib.suppress(ConnectionError):
+                while data := self._socket.recv(1 << 16):
+                    for body in unpacker.feed(data):
+                        self._inbox.put(command_decoder.decode(body))
+        finally:
+            os._exit(0)
 
     def send(self, report: Report) -> None:
-        self._socket.sendall(pack(report))
+        try:
+            self._socket.sendall(pack(report))
+        except ConnectionError:
+            os._exit(0)
 
     def wait(self) -> Command:
         return self._inbox.get()
@@ -82,6 +90,11 @@ def load(options: Configure) -> tuple[Engine, Ready]:
         raise ModelLoadError(
             f"--max-model-len {options.max_model_len} is more than this model's context of "
             f"{config.max_model_len}"
+        )
+    if options.kv_cache_bytes > _memory(device):
+        raise ModelLoadError(
+            f"a KV cache of {options.kv_cache_bytes} bytes is more than this machine's memory of "
+            f"{_memory(device)}; give less with --kv-cache-memory"
         )
     num_blocks = options.kv_cache_bytes // bytes_per_block(config, dtype)
     if num_blocks == 0:
@@ -108,6 +121,13 @@ def load(options: Configure) -> tuple[Engine, Ready]:
     return engine, ready
 
 
+def _memory(device: torch.device) -> int:
+    """All of the device's memory, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def serve(engine: Engine, link: Link) -> None:
     """Step while there is work, sleep while there is none."""
     while True:
@@ -132,7 +152,9 @@ def obey(engine: Engine, command: Command) -> None:
 
 
 def main(fd: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the API process's to handle
+    # A signal to the whole group is the API process's to handle: streams may finish first.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     link = Link(fd)
     options = link.wait()
     assert isinstance(options, Configure), "the first message must be Configure"

@@ -6,7 +6,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from model.attention import Group, StepContext, visible
+from model.attention import Group, StepContext, additive_mask, visible
 from model.config import ModelConfig
 from model.families.llama import Llama
 from model.kv_cache import BLOCK_SIZE, KVCache
@@ -23,6 +23,7 @@ class Runner:
         self._cache = cache
         self._device = device
         self._windows = set(config.windows)
+        self._heads_per_key = config.num_heads // config.num_kv_heads
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -58,11 +59,14 @@ class Runner:
         blocks = max(-(-(c.start + c.count) // BLOCK_SIZE) for c in chunks)
         tables = [_padded(c.request.block_table[:blocks], blocks) for c in chunks]
         positions = torch.tensor([list(_positions(c)) for c in chunks], device=self._device)
-        return Group(
-            first_row,
-            torch.tensor(tables, device=self._device),
-            {w: visible(positions, blocks * BLOCK_SIZE, w) for w in self._windows},
-        )
+        dtype = self._cache.keys.dtype
+        masks = {
+            window: additive_mask(
+                visible(positions, blocks * BLOCK_SIZE, window), self._heads_per_key, dtype
+            )
+            for window in self._windows
+        }
+        return Group(first_row, chunks[0].count, torch.tensor(tables, device=self._device), masks)
 
     def _sampling_rows(self, chunks: Sequence[Chunk], batch: list[Chunk]) -> Tensor:
         """The row of the last token of each chunk that samples, in the order of `chunks`."""

@@ -60,6 +60,7 @@ def running(log: Path, *flags: str, ready: bool = True) -> Iterator[RunningServe
             [TICKERTAPE, "serve", "--port", str(port), *flags],
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # a process group of its own, to signal as a whole
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
     server = RunningServer(f"http://127.0.0.1:{port}", process, log)

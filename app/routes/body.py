@@ -9,12 +9,31 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from app.errors import APIError
+from app.services import services_of
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class _StrictRequest(Request):
-    """orjson refuses what Python's json lets in: NaN, Infinity, lone surrogates, bad UTF-8."""
+    """A body of bounded size, and JSON without Python's additions.
+
+    orjson refuses what Python's json lets in: NaN, Infinity, lone surrogates, bad UTF-8.
+    """
+
+    async def body(self) -> bytes:
+        if not hasattr(self, "_body"):
+            limit = services_of(self).settings.max_body_size
+            read = bytearray()
+            async for chunk in self.stream():
+                read += chunk
+                if len(read) > limit:
+                    raise APIError(
+                        413,
+                        f"the body has more than {limit} bytes; --max-body-size sets the limit",
+                        code="body_too_large",
+                    )
+            self._body = bytes(read)
+        return self._body
 
     async def json(self) -> Any:
         try:

@@ -1,7 +1,6 @@
 """POST /generate and GET /generate: a prompt in, its continuation out, whole or as a stream."""
 
 import asyncio
-import contextlib
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -17,10 +16,10 @@ from app.schemas.native import (
     GenerateBody,
     GenerateFields,
     GenerateQuery,
+    OnDisconnect,
 )
 from app.security import refuse_cross_site
 from app.services import Services, ServicesDep
-from app.tapes.registry import OnDisconnect
 from app.tapes.tape import Tape
 
 router = APIRouter(route_class=StrictRoute, tags=["native"])
@@ -108,13 +107,12 @@ async def _whole(services: Services, body: GenerateBody, request: Request) -> Ge
 
 
 async def _until_end_or_departure(tape: Tape, request: Request) -> None:
-    ended = asyncio.create_task(tape.ended())
-    left = asyncio.create_task(_departure(request))
-    await asyncio.wait((ended, left), return_when=asyncio.FIRST_COMPLETED)
-    for task in (ended, left):
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    tasks = (asyncio.create_task(tape.ended()), asyncio.create_task(_departure(request)))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _departure(request: Request) -> None:

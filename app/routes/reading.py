@@ -46,7 +46,6 @@ def stream(services: Services, tape: Tape, after: int = 0) -> Response:
         raise APIError(
             400,
             f"entry {after} is in the future: this tape has {tape.last}",
-            param="Last-Event-ID",
             code="future_id",
         )
     if tape.end and after == tape.last:

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 from app.errors import APIError
 from app.routes.body import StrictRoute
 from app.routes.generate import REFUSALS, STREAM, Responses, start
-from app.routes.reading import LastEventID, find, stream
+from app.routes.reading import LastEventID, find, resume, stream
 from app.schemas.native import ErrorBody, TapeBody, TapeCreated, TapeSnapshot
 from app.services import ServicesDep
 from app.tapes.position import parse_position
@@ -20,8 +20,12 @@ UNKNOWN: Responses = {404: {"model": ErrorBody}}
 
 
 @router.post("", status_code=201, response_model=TapeCreated, responses={**REFUSALS})
-async def create(body: TapeBody, services: ServicesDep) -> Response:
+async def create(
+    body: TapeBody, services: ServicesDep, last_event_id: LastEventID = None
+) -> Response:
     """Start a generation without reading it: its tape is at the Location that comes back."""
+    if last_event_id:
+        return resume(services, last_event_id)
     tape = await start(services, body)
     return JSONResponse(
         {"tape": tape.id}, 201, headers={"Location": f"/v1/tapes/{tape.id}", "X-Tape": tape.id}

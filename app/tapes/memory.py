@@ -12,24 +12,31 @@ class MemoryStore:
         self._ttl = ttl
         self._budget = budget
         self._tapes: dict[str, Tape] = {}
+        self._finished: dict[str, Tape] = {}  # in the order in which they ended
+        self._finished_size = 0
 
     def __len__(self) -> int:
+        self._expire()
         return len(self._tapes)
 
     def add(self, tape: Tape) -> None:
         self._tapes[tape.id] = tape
 
     def get(self, tape_id: str) -> Tape | None:
+        self._expire()
         return self._tapes.get(tape_id)
 
-    def expire(self) -> None:
-        """Drop finished tapes that are over age, then the oldest until the rest fit the budget."""
+    def finished(self, tape: Tape) -> None:
+        self._finished[tape.id] = tape
+        self._finished_size += tape.size
+        self._expire()
+
+    def _expire(self) -> None:
+        """Drop the oldest while they are over age, or all finished ones together over budget."""
         oldest = time.monotonic() - self._ttl
-        finished = [tape for tape in self._tapes.values() if tape.ended_at is not None]
-        finished.sort(key=lambda tape: tape.ended_at or 0.0)
-        kept = sum(tape.size for tape in finished)
-        for tape in finished:
-            if kept <= self._budget and (tape.ended_at or 0.0) > oldest:
+        while self._finished:
+            tape = next(iter(self._finished.values()))
+            if self._finished_size <= self._budget and (tape.ended_at or 0.0) > oldest:
                 return
-            kept -= tape.size
-            del self._tapes[tape.id]
+            self._finished_size -= tape.size
+            del self._finished[tape.id], self._tapes[tape.id]

@@ -4,17 +4,15 @@ import asyncio
 import logging
 import secrets
 from dataclasses import dataclass, field
-from typing import Literal
 
 from app.engine_link import EngineError, EngineLink
+from app.schemas.native import OnDisconnect
 from app.tapes.store import TapeStore
-from app.tapes.tape import Entry, Tape
-from model.messages import Finished, FinishReason, Generate, Started, Token
+from app.tapes.tape import Tape
+from model.messages import FinishReason, Generate
 from model.sampling import SamplingParams
 
 logger = logging.getLogger("tickertape.tapes")
-
-OnDisconnect = Literal["pause", "abort", "continue"]
 
 
 @dataclass(slots=True, eq=False)
@@ -39,8 +37,9 @@ class Registry:
     _recordings: dict[str, _Recording] = field(default_factory=dict)
 
     @property
-    def num_recording(self) -> int:
-        return len(self._recordings)
+    def num_active(self) -> int:
+        """Generations that run or wait; paused ones cost no compute."""
+        return sum(not recording.tape.paused for recording in self._recordings.values())
 
     def create(
         self,
@@ -50,7 +49,6 @@ class Registry:
         grace: float | None = None,
     ) -> Tape:
         """A new tape, and the generation that fills it. The id is 128 random bits."""
-        self.store.expire()
         tape = Tape(secrets.token_urlsafe(16), len(prompt_ids))
         self.store.add(tape)
         recording = _Recording(tape, on_disconnect, self.grace if grace is None else grace)
@@ -65,7 +63,7 @@ class Registry:
         """Append what the engine yields; whatever happens, the tape gets its terminal entry."""
         try:
             async for event in self.link.generate(request):
-                write(tape, event)
+                tape.record(event)
         except EngineError as error:
             tape.finish("error", f"{error}; please try the request again")
         except Exception:
@@ -75,9 +73,9 @@ class Registry:
     def _forget(self, recording: _Recording) -> None:
         self._cancel_deadline(recording)
         del self._recordings[recording.tape.id]
+        self.store.finished(recording.tape)
 
     def get(self, tape_id: str) -> Tape | None:
-        self.store.expire()
         return self.store.get(tape_id)
 
     def cancel(self, tape_id: str, reason: FinishReason = "cancelled") -> None:
@@ -129,15 +127,3 @@ class Registry:
         for tape_id in list(self._recordings):
             self.cancel(tape_id, "shutdown")
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def write(tape: Tape, event: Started | Token | Finished) -> None:
-    """Put one event of the engine on the tape."""
-    match event:
-        case Token():
-            tape.append(Entry(event.text, event.token_id, event.logprob))
-        case Started():
-            tape.queue_ms = event.queue_ms
-            tape.cached_tokens = event.cached_tokens
-        case Finished():
-            tape.finish(event.reason, event.error)

@@ -13,7 +13,8 @@ class TapeStore(Protocol):
     def get(self, tape_id: str) -> Tape | None:
         """The tape, or None if there is none of that id, or no longer."""
 
-    def expire(self) -> None:
-        """Drop what is too old or too much."""
+    def finished(self, tape: Tape) -> None:
+        """The tape has its terminal entry: from now on it may be dropped."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """How many there are, those that are too old not counted."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from model.messages import FinishReason, Logprob
+from model.messages import Finished, FinishReason, Logprob, Started, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,12 @@ class Entry:
     text: str
     token_id: int
     logprob: Logprob | None = None
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it takes."""
+        alternatives = 1 + len(self.logprob.top) if self.logprob else 0
+        return 200 + len(self.text) + 300 * alternatives
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class Tape:
     """Entries 1, 2, 3 ... without gaps; the last one is an End, whatever happened.
 
     Readers wait for what comes next; appending wakes them all and never waits for any.
+    `size` is about how many bytes of memory its entries take.
     """
 
     id: str
@@ -61,6 +68,7 @@ class Tape:
     queue_ms: float | None = None
     cached_tokens: int = 0
     paused: bool = False
+    size: int = 0
     _first: float | None = None
     _last: float | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -81,11 +89,6 @@ class Tape:
     @property
     def text(self) -> str:
         return "".join(entry.text for entry in self.entries)
-
-    @property
-    def size(self) -> int:
-        """About how many bytes of memory its entries take."""
-        return 200 * len(self.entries) + sum(len(entry.text) for entry in self.entries)
 
     @property
     def usage(self) -> Usage:
@@ -117,7 +120,19 @@ class Tape:
         if self._first is None:
             self._first = self._last
         self.entries.append(entry)
+        self.size += entry.size
         self._wake()
+
+    def record(self, event: Started | Token | Finished) -> None:
+        """Write down one event of the engine."""
+        match event:
+            case Token():
+                self.append(Entry(event.text, event.token_id, event.logprob))
+            case Started():
+                self.queue_ms = event.queue_ms
+                self.cached_tokens = event.cached_tokens
+            case Finished():
+                self.finish(event.reason, event.error)
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """Write the terminal entry; on a tape that has one already, nothing happens."""

@@ -159,6 +159,21 @@ async def test_refusals_are_quick_and_leave_the_engine_alone(
     assert server.health() == before
 
 
+async def test_a_body_over_the_limit_is_413(http: httpx.AsyncClient) -> None:
+    response = await http.post("/generate", json={"prompt": "x" * (2 << 20)})
+    assert response.status_code == 413
+    assert "--max-body-size" in error_of(response)["message"]
+
+
+async def test_many_wrong_entries_do_not_hold_up_the_loop(http: httpx.AsyncClient) -> None:
+    bias = {f"x{number}": 1 for number in range(100_000)}
+    began = time.perf_counter()
+    response = await http.post("/generate", json={"prompt": "x", "logit_bias": bias})
+    assert response.status_code == 422
+    assert "at most 1024" in error_of(response)["message"]
+    assert time.perf_counter() - began < 0.5
+
+
 async def test_another_sites_page_cannot_start_a_generation(http: httpx.AsyncClient) -> None:
     cross = {"Sec-Fetch-Site": "cross-site"}
     response = await http.get("/generate", params={"prompt": "x"}, headers=cross)

@@ -14,10 +14,13 @@ import tokenizers
 from tests.server import TICKERTAPE, RunningServer, free_port, running
 
 
-def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, stdin: str = "", cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [TICKERTAPE, *arguments],
         input=stdin,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=60,
@@ -102,6 +105,8 @@ def test_a_model_that_fails_in_the_engine_is_one_line(tmp_path: Path) -> None:
         (["--kv-cache-memory", "much"], {}, "512MiB"),
         (["--dtype", "int3"], {}, "--dtype"),
         (["--max-model-len", "9000"], {}, "8192"),
+        (["--max-num-seqs", "600"], {}, "at least --max-num-seqs, which is 600"),
+        (["--kv-cache-memory", "900000GiB"], {}, "more than this machine's memory"),
         ([], {"TICKERTAPE_PORT": "none"}, "TICKERTAPE_PORT"),
     ],
 )
@@ -109,6 +114,29 @@ def test_settings_that_are_none_are_named(
     arguments: list[str], environment: dict[str, str], words: str
 ) -> None:
     assert words in one_line(run("serve", *arguments, **environment))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("port = [", "not valid TOML"), ("prot = 1", "no setting 'prot'")]
+)
+def test_a_file_that_is_none_is_named(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "tickertape.toml").write_text(content)
+    assert words in one_line(run("serve", cwd=tmp_path))
+
+
+def test_model_flags_and_a_url_exclude_each_other(server: RunningServer) -> None:
+    line = one_line(run("generate", "x", "--url", server.url, "--dtype", "float32"))
+    assert "--dtype" in line
+
+
+def test_text_is_typed_as_it_is(server: RunningServer) -> None:
+    """Names of emoji, tabs and brackets are text, whatever the terminal library makes of them."""
+    prompt = ":warning: [bold] :warning: [bold] :warning: [bold] :warning: [bold]"
+    typed = run("generate", prompt, "--url", server.url, "--temperature", "0", "--max-length", "8")
+    whole = httpx.post(
+        f"{server.url}/generate", json={"prompt": prompt, "temperature": 0, "max_length": 8}
+    )
+    assert typed.stdout == whole.json()["generated_text"] + "\n"
 
 
 def test_nobody_at_the_url() -> None:

@@ -122,11 +122,15 @@ async def test_nobody_at_home() -> None:
             await anext(client.generate("x"))
 
 
-async def serve_once(response: bytes) -> tuple[str, asyncio.Server]:
-    """A server that answers every request with these bytes and closes."""
+async def serve_once(
+    response: bytes, requests: list[bytes] | None = None
+) -> tuple[str, asyncio.Server]:
+    """A server that answers every request with these bytes and closes; it notes the requests."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        request = await reader.readuntil(b"\r\n\r\n")
+        if requests is not None:
+            requests.append(request)
         writer.write(response)
         await writer.drain()
         writer.close()
@@ -164,3 +168,53 @@ async def test_an_answer_that_is_no_tickertape(server: RunningServer) -> None:
     async with other, Client(url) as client:
         with pytest.raises(TickertapeError, match="no Tickertape"):
             await client.complete("x")
+
+
+async def test_a_lost_connection_does_not_cancel_what_it_says_can_be_read_on() -> None:
+    requests: list[bytes] = []
+    tape = "T" * 22
+    frame = f'id: {tape}:1\nevent: token\ndata: {{"text":"a","token_ids":[1],"index":0}}\n\n'
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Tape: {tape}\r\n\r\n"
+    url, server = await serve_once((head + frame).encode(), requests)
+    async with server, Client(url) as client:
+        with pytest.raises(ConnectionLostError) as lost:
+            async for _ in client.generate("x"):
+                pass
+    assert (lost.value.tape, lost.value.after) == (tape, 1)
+    assert [request.partition(b" ")[0] for request in requests] == [b"POST"]
+
+
+async def test_an_event_of_a_later_version_is_passed_over() -> None:
+    tape = "T" * 22
+    frames = (
+        'event: confetti\ndata: {"much": true}\n\n'
+        f"id: {tape}:1\nevent: done\n"
+        'data: {"finish_reason":"stop","usage":{},"timings":{}}\n\n'
+    )
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Tape: {tape}\r\n\r\n"
+    url, server = await serve_once((head + frames).encode())
+    async with server, Client(url) as client:
+        events = [event async for event in client.attach(tape)]
+    assert [type(event) for event in events] == [Done]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+        b'HTTP/1.1 400 Bad\r\nContent-Length: 14\r\n\r\n{"error":"no"}',
+        b"HTTP/1.1 429 Full\r\nRetry-After: Sun, 22 Nov 2026\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>",
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: token\ndata: {}\n\n",
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: done\ndata: {\n\n",
+        b"not HTTP at all",
+    ],
+)
+async def test_whatever_answers_only_our_exceptions_come_out(answer: bytes) -> None:
+    url, server = await serve_once(answer)
+    async with server, Client(url) as client:
+        with pytest.raises(TickertapeError):
+            await client.complete("x")
+        with pytest.raises(TickertapeError):
+            async for _ in client.generate("x"):
+                pass

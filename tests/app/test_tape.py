@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -140,7 +139,7 @@ def test_finished_tapes_go_by_age_and_running_ones_never() -> None:
     running.id = "running"
     store.add(running)
     store.add(finished)
-    store.expire()
+    store.finished(finished)
     assert store.get("running") is running
     assert store.get(finished.id) is None
 
@@ -150,9 +149,8 @@ def test_the_oldest_finished_tapes_go_when_memory_is_short() -> None:
     store = MemoryStore(ttl=300.0, budget=2 * tapes[0].size)
     for number, tape in enumerate(tapes):
         tape.id = str(number)
-        tape.ended_at = time.monotonic() + number * 1e-6
         store.add(tape)
-    store.expire()
+        store.finished(tape)
     assert [store.get(str(number)) is not None for number in range(4)] == [
         False,
         False,

@@ -50,6 +50,7 @@ async def test_resume_at_every_entry_gives_the_exact_suffix(
             ("GET", f"/v1/tapes/{tape}?after={cut}", {}),
             ("GET", "/generate?prompt=x", {"headers": {"Last-Event-ID": f"{tape}:{cut}"}}),
             ("POST", "/generate", {"json": BODY, "headers": {"Last-Event-ID": f"{tape}:{cut}"}}),
+            ("POST", "/v1/tapes", {"json": BODY, "headers": {"Last-Event-ID": f"{tape}:{cut}"}}),
         ]
         for method, url, options in requests:
             response = await http.request(method, url, **options)

@@ -40,7 +40,7 @@ def test_paths_stay_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "llama", "./no/such", "/no/such.gguf", "a/b/c", "a/../b"])
 def test_anything_else_is_told_what_is_accepted(name: str) -> None:
-    with pytest.raises(ModelLoadError, match=r"smollm2-135m.*\.gguf.*safetensors.*huggingface"):
+    with pytest.raises(ModelLoadError, match=r"smollm2-135m.*\.gguf.*safetensors.*hub"):
         resolve(name)
 
 
