@@ -85,7 +85,6 @@ class ModelConfig:
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
-    qk_norm: bool
     windows: tuple[int | None, ...]
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
@@ -142,7 +141,6 @@ class ModelConfig:
             qkv_bias=attention_bias or model_type == "qwen2",
             o_bias=attention_bias,
             mlp_bias=model_type == "llama" and fields.flag("mlp_bias", False),
-            qk_norm=model_type == "qwen3",
             windows=_hf_windows(fields, model_type, layers),
             bos_token_id=fields.token("bos_token_id"),
             # As in transformers: generation_config.json, where it names any, stands for all.
@@ -188,7 +186,6 @@ class ModelConfig:
             qkv_bias="blk.0.attn_q.bias" in tensor_names,
             o_bias="blk.0.attn_output.bias" in tensor_names,
             mlp_bias="blk.0.ffn_gate.bias" in tensor_names,
-            qk_norm=family == "qwen3",
             windows=(window,) * layers,
             bos_token_id=tokens.token("bos_token_id"),
             eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),

@@ -118,7 +118,8 @@ class Engine:
 
     def _piece(self, token_id: int) -> str:
         """One token alone, as text; a partial code point shows as U+FFFD."""
-        return self._tokenizer.decode([token_id], skip_special=False)
+        text = self._tokenizer.token_bytes(token_id).decode(errors="replace")
+        return text or self._tokenizer.decode([token_id], skip_special=False)
 
 
 def _start(request: Request) -> Started:

@@ -70,8 +70,9 @@ def adjust(row: Tensor, request: Request, forbidden: tuple[int, ...] = ()) -> Te
     """
     params = request.params
     row = row.clone()
-    for token_id, bias in params.logit_bias.items():
-        row[token_id] += bias
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias), device=row.device)
+        row[ids] += torch.tensor(list(params.logit_bias.values()), device=row.device)
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted(set(request.token_ids)), device=row.device)
         old = row[seen]

@@ -41,9 +41,6 @@ class Scheduler:
         self.running: list[Request] = []
         self.paused: list[Request] = []
 
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._requests
-
     def add(self, request: Request) -> None:
         self._requests[request.id] = request
         self.waiting.append(request)

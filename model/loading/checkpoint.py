@@ -23,7 +23,7 @@ class Checkpoint(Protocol):
         rope.factors (head_dim / 2,), in some GGUF files: divisors of the inverse frequencies
         layers.{i}.attn_norm.weight, layers.{i}.mlp_norm.weight (hidden,)
         layers.{i}.attn.{q,k,v,o}.weight, and .bias where the config says so
-        layers.{i}.attn.{q,k}_norm.weight (head_dim,), with qk_norm
+        layers.{i}.attn.{q,k}_norm.weight (head_dim,), in Qwen3
         layers.{i}.mlp.{gate,up,down}.weight, and .bias where the config says so
     """
 

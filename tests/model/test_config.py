@@ -48,17 +48,17 @@ def from_gguf(metadata: dict[str, Any], *tensors: str) -> ModelConfig:
 @pytest.mark.parametrize(
     ("theirs", "family", "head_dim", "flags"),
     [
-        (LlamaConfig(**SIZES), "llama", 8, (False, False, False, False)),
+        (LlamaConfig(**SIZES), "llama", 8, (False, False, False)),
         (
             LlamaConfig(**SIZES, head_dim=6, attention_bias=True, mlp_bias=True),
             "llama",
             6,
-            (True, True, True, False),
+            (True, True, True),
         ),
-        (MistralConfig(**SIZES, head_dim=16), "llama", 16, (False, False, False, False)),
-        (Qwen2Config(**SIZES), "qwen2", 8, (True, False, False, False)),
-        (Qwen3Config(**SIZES, head_dim=10), "qwen3", 10, (False, False, False, True)),
-        (Qwen3Config(**SIZES, attention_bias=True), "qwen3", 128, (True, True, False, True)),
+        (MistralConfig(**SIZES, head_dim=16), "llama", 16, (False, False, False)),
+        (Qwen2Config(**SIZES), "qwen2", 8, (True, False, False)),
+        (Qwen3Config(**SIZES, head_dim=10), "qwen3", 10, (False, False, False)),
+        (Qwen3Config(**SIZES, attention_bias=True), "qwen3", 128, (True, True, False)),
     ],
 )
 def test_reads_what_transformers_writes(
@@ -66,7 +66,7 @@ def test_reads_what_transformers_writes(
 ) -> None:
     ours = from_hf(theirs.to_dict())
     assert (ours.family, ours.head_dim) == (family, head_dim)
-    assert (ours.qkv_bias, ours.o_bias, ours.mlp_bias, ours.qk_norm) == flags
+    assert (ours.qkv_bias, ours.o_bias, ours.mlp_bias) == flags
     assert (ours.vocab_size, ours.hidden_size, ours.intermediate_size) == (64, 32, 48)
     assert (ours.num_layers, ours.num_heads, ours.num_kv_heads) == (4, 4, 2)
     assert (ours.max_model_len, ours.rope_theta, ours.rope_scaling) == (256, 10000.0, None)
