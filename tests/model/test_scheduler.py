@@ -80,7 +80,7 @@ class Drive:
         assert len(set(held)) == len(held) == self.pool.num_used
         states = (*self.scheduler.waiting, *self.scheduler.running, *self.scheduler.paused)
         assert len({one.id for one in states}) == len(states), "each is in one state"
-        assert all(one.id in self.scheduler for one in states)
+        assert {one.id for one in states} == set(self.scheduler._requests)
         for one in self.requests.values():
             assert one.token_ids == list(range(len(one.token_ids))), "tokens never change"
             assert one.num_computed <= len(one.block_table) * BLOCK
