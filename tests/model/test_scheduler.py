@@ -126,7 +126,7 @@ def test_whatever_happens_every_request_that_stays_gets_exactly_its_tokens(
         if what == "step":
             drive.step()
         elif what == "cancel":
-            if id in drive.scheduler:
+            if id in drive.scheduler._requests:
                 cancelled.add(id)
             drive.scheduler.remove(id)
         elif what == "pause":
