@@ -174,6 +174,7 @@ class EngineLink:
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",  # a folder named model where the user stands is not ours
                 "-m",
                 "model.process",
                 str(theirs.fileno()),

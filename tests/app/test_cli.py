@@ -139,6 +139,14 @@ def test_text_is_typed_as_it_is(server: RunningServer) -> None:
     assert typed.stdout == whole.json()["generated_text"] + "\n"
 
 
+def test_a_folder_named_model_is_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__init__.py").write_text("raise SystemExit('wrong model')")
+    result = run("generate", "Hello", "--max-length", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "2 tokens" in result.stderr
+
+
 def test_nobody_at_the_url() -> None:
     line = one_line(run("generate", "x", "--url", f"http://127.0.0.1:{free_port()}"))
     assert "nothing answers" in line
