@@ -20,7 +20,7 @@ setup: $(VENV)/.run ## install what serving needs: .venv, pinned packages, the d
 run: $(VENV)/.run ## serve on HOST:PORT (127.0.0.1:8000) the MODEL (smollm2-135m); flags in ARGS
 	@$(BIN)/tickertape serve $(FLAGS) $(ARGS)
 
-test: $(VENV)/.test ## all tests: about 6 minutes on two cores
+test: $(VENV)/.test ## all tests: about 9 minutes on two cores
 	@$(BIN)/pytest $(ARGS)
 
 test-fast: $(VENV)/.test ## the tests that need neither a server nor a browser

@@ -71,7 +71,7 @@ async def test_refused_parameters_are_named_with_their_range(
     http: httpx.AsyncClient, path: str, body: dict[str, Any], param: str, words: str
 ) -> None:
     if path == "/v1/tapes" and "stream" in body:
-        pytest.skip("not a field of /v1/tapes")
+        words = "not a field"
     response = await http.post(path, content=json.dumps(body), headers=JSON)
     assert response.status_code == 422
     error = error_of(response)
