@@ -214,8 +214,8 @@ class Client:
             "POST", "/generate", {"prompt": prompt, **options}, patience=None
         )
         try:
-            return Answer(**response.json())
-        except (ValueError, TypeError) as error:
+            return Answer(**_object(response))
+        except TypeError as error:
             raise ConnectionLostError(f"the answer is none of a Tickertape's: {error}") from error
 
     async def cancel(self, tape: str) -> None:
@@ -227,8 +227,7 @@ class Client:
         response = await self._request(
             "GET", f"/v1/tapes/{tape}", headers={"Accept": "application/json"}
         )
-        snapshot: dict[str, Any] = response.json()
-        return snapshot
+        return _object(response)
 
     async def _request(
         self,
@@ -343,6 +342,14 @@ def _jsonable(body: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if "logit_bias" not in body:
         return dict(body)
     return {**body, "logit_bias": {str(k): v for k, v in body["logit_bias"].items()}}
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of a successful answer. Raises ConnectionLostError when it is none."""
+    try:
+        return dict(response.json())
+    except (ValueError, TypeError) as error:
+        raise ConnectionLostError(f"the answer is none of a Tickertape's: {error}") from error
 
 
 def _raise_for_refusal(response: httpx.Response) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from model import families
 from model.block_pool import BlockPool
+from model.config import ModelConfig
 from model.engine import Engine
 from model.errors import ModelLoadError
 from model.kv_cache import BLOCK_SIZE, KVCache, bytes_per_block
@@ -85,23 +86,8 @@ def load(options: Configure) -> tuple[Engine, Ready]:
     dtype = resolve_dtype(options.dtype, device)
     checkpoint = open_checkpoint(Path(options.model_path))
     config = checkpoint.config
+    num_blocks = _num_blocks(options, config, dtype, device)
     decoder = families.build(config, Weights(checkpoint.weights(), dtype, device))
-    if options.max_model_len and options.max_model_len > config.max_model_len:
-        raise ModelLoadError(
-            f"--max-model-len {options.max_model_len} is more than this model's context of "
-            f"{config.max_model_len}"
-        )
-    if options.kv_cache_bytes > _memory(device):
-        raise ModelLoadError(
-            f"a KV cache of {options.kv_cache_bytes} bytes is more than this machine's memory of "
-            f"{_memory(device)}; give less with --kv-cache-memory"
-        )
-    num_blocks = options.kv_cache_bytes // bytes_per_block(config, dtype)
-    if num_blocks == 0:
-        raise ModelLoadError(
-            f"a KV cache of {options.kv_cache_bytes} bytes holds not even one block of "
-            f"{bytes_per_block(config, dtype)}; give more with --kv-cache-memory"
-        )
     pool = BlockPool(num_blocks, BLOCK_SIZE)
     engine = Engine(
         Scheduler(pool, max_num_seqs=options.max_num_seqs, max_step_tokens=options.max_step_tokens),
@@ -119,6 +105,29 @@ def load(options: Configure) -> tuple[Engine, Ready]:
         torch_version=str(torch.__version__),
     )
     return engine, ready
+
+
+def _num_blocks(
+    options: Configure, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> int:
+    """How many KV blocks there is memory for. Raises ModelLoadError for sizes that cannot be."""
+    if options.max_model_len and options.max_model_len > config.max_model_len:
+        raise ModelLoadError(
+            f"--max-model-len {options.max_model_len} is more than this model's context of "
+            f"{config.max_model_len}"
+        )
+    if options.kv_cache_bytes > _memory(device):
+        raise ModelLoadError(
+            f"a KV cache of {options.kv_cache_bytes} bytes is more than this machine's memory of "
+            f"{_memory(device)}; give less with --kv-cache-memory"
+        )
+    block = bytes_per_block(config, dtype)
+    if options.kv_cache_bytes < block:
+        raise ModelLoadError(
+            f"a KV cache of {options.kv_cache_bytes} bytes holds not even one block of "
+            f"{block}; give more with --kv-cache-memory"
+        )
+    return options.kv_cache_bytes // block
 
 
 def _memory(device: torch.device) -> int:

@@ -91,7 +91,8 @@ class GenerateFields(BaseModel):
         None, description="Log-probabilities, with this many of the likeliest alternatives."
     )
     on_disconnect: OnDisconnect = Field(
-        "pause", description="When the last reader leaves: wait for it, stop, or go on to the end."
+        "pause",
+        description="When the last reader of a stream leaves: wait, stop, or go on. Unstreamed: always stop.",
     )
     grace: Annotated[float, Range(0, 3600)] | None = Field(
         None,
