@@ -92,7 +92,7 @@ class GenerateFields(BaseModel):
     )
     on_disconnect: OnDisconnect = Field(
         "pause",
-        description="When the last reader of a stream leaves: wait, stop, or go on. Unstreamed: always stop.",
+        description="When a stream's last reader leaves: wait, stop, or go on. Unstreamed: stop.",
     )
     grace: Annotated[float, Range(0, 3600)] | None = Field(
         None,
