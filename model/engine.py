@@ -1,6 +1,7 @@
 """The engine: requests in, one Step of tokens out per call. No sockets, no clocks but one."""
 
 import time
+from collections.abc import Sequence
 
 from model.block_pool import BlockPool
 from model.detokenizer import Detokenizer
@@ -15,15 +16,16 @@ from model.messages import (
     Token,
     TopLogprob,
 )
+from model.pace import Pace
 from model.request import Request
 from model.runner import Runner
 from model.sampler import Choice, sample
-from model.scheduler import Scheduler
+from model.scheduler import Chunk, Plan, Scheduler
 from model.tokenizer import Tokenizer
 
 
 class Engine:
-    """Schedule, run, sample, detokenize: `step` is those four calls."""
+    """Schedule, run, sample, detokenize: `step` is those four, and what was learned from them."""
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class Engine:
         self._runner = runner
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
+        self._pace = Pace()
         self._refused: list[Finished] = []
 
     def submit(self, command: Generate) -> None:
@@ -50,7 +53,23 @@ class Engine:
             return
         detokenizer = Detokenizer(self._tokenizer, params.stop)
         token_ids = list(command.prompt_ids)  # it grows, and the command is the caller's
-        self._scheduler.add(Request(command.id, token_ids, params, detokenizer, time.monotonic()))
+        self._scheduler.add(
+            Request(
+                command.id,
+                token_ids,
+                params,
+                detokenizer,
+                arrived=time.monotonic(),
+                priority=command.priority,
+                salt=command.salt,
+            )
+        )
+
+    def switch(self, runner: Runner) -> None:
+        """Go on with another runner, whose KV cache is empty: all is computed again."""
+        self._scheduler.restart()
+        self._runner = runner
+        self._pace = Pace()
 
     def cancel(self, request_id: str) -> None:
         self._scheduler.remove(request_id)
@@ -77,19 +96,40 @@ class Engine:
     def step(self) -> Step:
         """One token for every sequence that is ready for one."""
         refused, self._refused = self._refused, []
-        chunks = self._scheduler.schedule()
-        if not chunks:
+        plan = self._scheduler.schedule(self._pace)
+        if not plan.chunks:
             return Step(self.gauges, finished=refused)
-        started = [_start(chunk.request) for chunk in chunks if not chunk.request.started]
-        logits = self._runner.run(chunks)
-        sampling = [chunk.request for chunk in chunks if chunk.samples]
-        choices = sample(logits, sampling, self._eos_token_ids) if sampling else []
-        advances = [self._advance(*pair) for pair in zip(sampling, choices, strict=True)]
-        tokens = [token for token, _ in advances]
-        finished = [end for _, end in advances if end]
-        for end in finished:
-            self._scheduler.remove(end.id)
+        began = time.monotonic()
+        started = [_start(chunk, began) for chunk in plan.chunks if not chunk.request.started]
+        sampling, choices = self._run(plan)
+        self._scheduler.computed(plan.chunks)
+        tokens, finished = self._advance_all(sampling, choices)
+        seconds = time.monotonic() - began
+        self._pace.observe(plan.num_decoding, plan.num_prefill_tokens, seconds)
         return Step(self.gauges, started, tokens, refused + finished)
+
+    def _run(self, plan: Plan) -> tuple[list[Request], Sequence[Choice | None]]:
+        """Compute the plan; which requests get a token, and which one: None where a row failed."""
+        sampling = [chunk.request for chunk in plan.chunks if chunk.samples]
+        logits = self._runner.run(plan.chunks, plan.copies)
+        return sampling, sample(logits, sampling, self._eos_token_ids) if sampling else []
+
+    def _advance_all(
+        self, requests: Sequence[Request], choices: Sequence[Choice | None]
+    ) -> tuple[list[Token], list[Finished]]:
+        """What the choices bring about; whoever has ended is forgotten."""
+        tokens, finished = [], []
+        for request, choice in zip(requests, choices, strict=True):
+            if choice is None:
+                finished.append(Finished(request.id, "error", "the model gave no usable numbers"))
+                self._scheduler.fail(request.id)
+                continue
+            token, end = self._advance(request, choice)
+            tokens.append(token)
+            if end:
+                finished.append(end)
+                self._scheduler.remove(request.id)
+        return tokens, finished
 
     def _advance(self, request: Request, choice: Choice) -> tuple[Token, Finished | None]:
         """Append the chosen token; say what may be shown, and whether it was the last."""
@@ -122,6 +162,7 @@ class Engine:
         return text or self._tokenizer.decode([token_id], skip_special=False)
 
 
-def _start(request: Request) -> Started:
+def _start(chunk: Chunk, now: float) -> Started:
+    request = chunk.request
     request.started = True
-    return Started(request.id, (time.monotonic() - request.arrived) * 1000, cached_tokens=0)
+    return Started(request.id, (now - request.arrived) * 1000, cached_tokens=chunk.start)

@@ -5,6 +5,7 @@ again: the work of one new token does not grow with the square of the text (docs
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -34,6 +35,12 @@ class KVCache:
         """Store keys and values (T, KV heads, head size) of T tokens at `slots` (T,)."""
         self._key_slots[layer].index_copy_(0, slots, keys)
         self._value_slots[layer].index_copy_(0, slots, values)
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, over all layers: each pair is (from, to)."""
+        for source, target in pairs:
+            self.keys[:, target] = self.keys[:, source]
+            self.values[:, target] = self.values[:, source]
 
     def read(self, layer: int, block_tables: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of B sequences by their block tables (B, N).

@@ -26,14 +26,20 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
     max_step_tokens: int
     max_model_len: int | None
     kv_cache_bytes: int
+    prefix_cache: bool = True
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """Start one sequence. `id` is the tape's id."""
+    """Start one sequence. `id` is the tape's id.
+
+    Lower `priority` goes first. Only sequences with the same `salt` share cached prefixes.
+    """
 
     id: str
     prompt_ids: list[int]
     params: SamplingParams
+    priority: int = 0
+    salt: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -57,7 +63,11 @@ Command = Configure | Generate | Cancel | Pause | Resume
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The model is loaded. Context length in tokens, memory in blocks, time in seconds."""
+    """The model is loaded. Context length in tokens, memory in blocks, time in seconds.
+
+    `weight_bytes` is what a step with one row reads of the weights, where the runner knows it.
+    `note` is a line for the log. A second one follows when the way to compute has changed.
+    """
 
     dtype: str
     device: str
@@ -65,6 +75,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     kv_blocks_total: int
     load_seconds: float
     torch_version: str
+    weight_bytes: int | None = None
+    note: str | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -92,7 +104,7 @@ class Logprob(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True):
-    """The sequence left the queue."""
+    """The sequence left the queue; so many of its prompt's tokens were in the prefix cache."""
 
     id: str
     queue_ms: float

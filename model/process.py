@@ -5,6 +5,7 @@ goes out per step of the batch. When the other end closes, the process is gone a
 """
 
 import contextlib
+import ctypes
 import os
 import queue
 import signal
@@ -12,18 +13,19 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
-from model import families
+from model.backends import Backend, Choice, NativeBackend, Sizes, choose
 from model.block_pool import BlockPool
 from model.config import ModelConfig
 from model.engine import Engine
 from model.errors import ModelLoadError
-from model.kv_cache import BLOCK_SIZE, KVCache, bytes_per_block
-from model.linear import resolve_dtype
-from model.loading.checkpoint import open_checkpoint
+from model.kv_cache import BLOCK_SIZE
+from model.loading.checkpoint import Checkpoint, open_checkpoint
 from model.messages import (
     Cancel,
     Command,
@@ -38,9 +40,9 @@ from model.messages import (
     command_decoder,
     pack,
 )
+from model.native import library
 from model.runner import Runner
 from model.scheduler import Scheduler
-from model.weights import Weights
 
 
 class Link:
@@ -48,7 +50,8 @@ class Link:
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
-        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Command | Upgrade] = queue.SimpleQueue()
+        self._sending = threading.Lock()
         threading.Thread(target=self._receive, daemon=True).start()
 
     def _receive(self) -> None:
@@ -64,14 +67,19 @@ class Link:
 
     def send(self, report: Report) -> None:
         try:
-            self._socket.sendall(pack(report))
+            with self._sending:
+                self._socket.sendall(pack(report))
         except ConnectionError:
             os._exit(0)
 
-    def wait(self) -> Command:
+    def post(self, upgrade: "Upgrade") -> None:
+        """Put something in front of the engine as if it had come in."""
+        self._inbox.put(upgrade)
+
+    def wait(self) -> "Command | Upgrade":
         return self._inbox.get()
 
-    def arrived(self) -> list[Command]:
+    def arrived(self) -> "list[Command | Upgrade]":
         """What has come in by now, in order; does not wait."""
         commands = []
         while not self._inbox.empty():
@@ -79,36 +87,94 @@ class Link:
         return commands
 
 
-def load(options: Configure) -> tuple[Engine, Ready]:
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What `load` decided on, kept for a later switch to the compiled kernels."""
+
+    checkpoint: Checkpoint
+    choice: Choice
+    sizes: Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """The kernels were compiled while torch served: go on with this runner."""
+
+    runner: Runner
+    ready: Ready
+
+
+def load(options: Configure) -> tuple[Engine, Ready, Model]:
     """The model in memory, ready to step. Raises ModelLoadError."""
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = resolve_dtype(options.dtype, device)
     checkpoint = open_checkpoint(Path(options.model_path))
     config = checkpoint.config
-    num_blocks = _num_blocks(options, config, dtype, device)
-    decoder = families.build(config, Weights(checkpoint.weights(), dtype, device))
+    choice = choose(options.dtype, config, device)
+    num_blocks = _num_blocks(options, config, choice.backend, device)
+    sizes = Sizes(
+        num_blocks=num_blocks,
+        max_step_tokens=options.max_step_tokens,
+        max_num_seqs=options.max_num_seqs,
+        max_model_len=min(options.max_model_len or config.max_model_len, num_blocks * BLOCK_SIZE),
+    )
+    runner = choice.backend.build(checkpoint, sizes)
     pool = BlockPool(num_blocks, BLOCK_SIZE)
     engine = Engine(
-        Scheduler(pool, max_num_seqs=options.max_num_seqs, max_step_tokens=options.max_step_tokens),
+        Scheduler(
+            pool,
+            max_num_seqs=options.max_num_seqs,
+            max_step_tokens=options.max_step_tokens,
+            prefix_cache=options.prefix_cache,
+        ),
         pool,
-        Runner(config, decoder, KVCache(config, num_blocks, dtype, device), device),
+        runner,
         checkpoint.tokenizer(),
         config.eos_token_ids,
     )
     ready = Ready(
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=choice.backend.dtype,
         device=device.type,
-        max_model_len=min(options.max_model_len or config.max_model_len, num_blocks * BLOCK_SIZE),
+        max_model_len=sizes.max_model_len,
         kv_blocks_total=num_blocks,
         load_seconds=time.monotonic() - began,
         torch_version=str(torch.__version__),
+        weight_bytes=runner.weight_bytes,
+        note=choice.note,
     )
-    return engine, ready
+    return engine, ready, Model(checkpoint, choice, sizes)
+
+
+def compile_and_switch(link: Link, model: Model, ready: Ready) -> None:
+    """Compile the kernels, load the model into them, and hand them to the engine's own thread."""
+    try:
+        backend = _compiled_backend()
+        runner = backend.build(model.checkpoint, model.sizes)
+    except (OSError, MemoryError, ModelLoadError) as error:
+        note = f"the compiled kernels are not used: {error}; torch is slower"
+        link.send(msgspec.structs.replace(ready, note=note))
+        return
+    note = "the compiled kernels are ready"
+    _give_back_memory()
+    now = msgspec.structs.replace(
+        ready, dtype=backend.dtype, weight_bytes=runner.weight_bytes, note=note
+    )
+    link.post(Upgrade(runner, now))
+
+
+def _compiled_backend() -> NativeBackend:
+    """Compile the kernels. Raises OSError: no compiler, no room, a cache that cannot be used."""
+    code = library.compile().wait()
+    path = library.cached()
+    if code:
+        raise OSError(f"the compiler failed with exit code {code}")
+    if path is None:
+        raise OSError("the compiled library cannot be loaded")
+    return NativeBackend(path)
 
 
 def _num_blocks(
-    options: Configure, config: ModelConfig, dtype: torch.dtype, device: torch.device
+    options: Configure, config: ModelConfig, backend: Backend, device: torch.device
 ) -> int:
     """How many KV blocks there is memory for. Raises ModelLoadError for sizes that cannot be."""
     if options.max_model_len and options.max_model_len > config.max_model_len:
@@ -121,7 +187,7 @@ def _num_blocks(
             f"a KV cache of {options.kv_cache_bytes} bytes is more than this machine's memory of "
             f"{_memory(device)}; give less with --kv-cache-memory"
         )
-    block = bytes_per_block(config, dtype)
+    block = backend.bytes_per_block(config)
     if options.kv_cache_bytes < block:
         raise ModelLoadError(
             f"a KV cache of {options.kv_cache_bytes} bytes holds not even one block of "
@@ -142,7 +208,11 @@ def serve(engine: Engine, link: Link) -> None:
     while True:
         commands = link.arrived() if engine.has_work else [link.wait(), *link.arrived()]
         for command in commands:
-            obey(engine, command)
+            if isinstance(command, Upgrade):
+                engine.switch(command.runner)
+                link.send(command.ready)
+            else:
+                obey(engine, command)
         link.send(engine.step())
 
 
@@ -160,6 +230,12 @@ def obey(engine: Engine, command: Command) -> None:
             raise ValueError("the engine is configured already")
 
 
+def _give_back_memory() -> None:
+    """glibc keeps what the float32 weights took while they were packed: 80 MB."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def main(fd: int) -> None:
     # A signal to the whole group is the API process's to handle: streams may finish first.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -168,11 +244,15 @@ def main(fd: int) -> None:
     options = link.wait()
     assert isinstance(options, Configure), "the first message must be Configure"
     try:
-        engine, ready = load(options)
+        engine, ready, model = load(options)
     except ModelLoadError as error:
         link.send(Failed(str(error)))
         return
     link.send(ready)
+    if model.choice.pending:
+        threading.Thread(target=compile_and_switch, args=(link, model, ready), daemon=True).start()
+    del model  # and with it the mapped file, whose pages count as this process's memory
+    _give_back_memory()
     serve(engine, link)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from model.detokenizer import Detokenizer
 from model.sampling import SamplingParams
+from model.tally import Tally
 
 
 @dataclass(slots=True, eq=False)
@@ -11,7 +12,10 @@ class Request:
     """A prompt, what was generated so far, and where its keys and values lie.
 
     `token_ids` is prompt then output. Positions [0, num_computed) have their K/V in the cache,
-    at the slots that `block_table` names. Times are monotonic seconds.
+    at the slots that `block_table` names. Of them the first `num_cached` were found there; while
+    these are all, the table may be replaced, afterwards it only grows, until it is emptied.
+    Lower `priority` comes first; only sequences with the same `salt` share blocks. `number` counts
+    arrivals. Times are monotonic seconds.
     """
 
     id: str
@@ -19,10 +23,18 @@ class Request:
     params: SamplingParams
     detokenizer: Detokenizer
     arrived: float
+    priority: int = 0
+    salt: str = ""
+    number: int = 0
     num_prompt: int = field(init=False)
     num_computed: int = 0
+    num_cached: int = 0
     block_table: list[int] = field(default_factory=list)
+    block_keys: list[bytes] = field(default_factory=list)
+    num_published: int = 0
+    admitted: bool = False
     started: bool = False
+    tally: Tally | None = None  # of the sampler, where penalties need one
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.token_ids)
@@ -39,3 +51,8 @@ class Request:
     def num_pending(self) -> int:
         """Tokens whose K/V must be computed before the next one can be sampled."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it has computed nothing itself: all that it has was found in the cache."""
+        return self.num_computed == self.num_cached

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,11 +11,29 @@ from model.attention import Group, StepContext, additive_mask, visible
 from model.config import ModelConfig
 from model.families.llama import Llama
 from model.kv_cache import BLOCK_SIZE, KVCache
+from model.logits import Logits
 from model.scheduler import Chunk
 
 
-class Runner:
+class Runner(Protocol):
     """Runs chunks of several sequences at once. Knows nothing of sampling or of text."""
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """Bytes of weights that a step with one row reads, where it is known."""
+
+    def run(self, chunks: Sequence[Chunk], copies: Sequence[tuple[int, int]] = ()) -> Logits:
+        """Compute every chunk; return logits, a row for each chunk that samples.
+
+        The rows come in the order of the chunks. Their requests' `num_computed` move on. Before
+        anything else the KV block of each pair (from, to) is copied.
+        """
+
+
+class TorchRunner:
+    """The decoder of `model/families` and its KV cache, in torch: on any machine, any precision."""
+
+    weight_bytes: int | None = None
 
     def __init__(
         self, config: ModelConfig, decoder: Llama, cache: KVCache, device: torch.device
@@ -26,11 +45,8 @@ class Runner:
         self._heads_per_key = config.num_heads // config.num_kv_heads
 
     @torch.inference_mode()
-    def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Compute every chunk; return logits (R, vocabulary), a row for each chunk that samples.
-
-        The rows come in the order of the chunks. Their requests' `num_computed` move on.
-        """
+    def run(self, chunks: Sequence[Chunk], copies: Sequence[tuple[int, int]] = ()) -> Logits:
+        self._cache.copy(copies)
         batch = sorted(chunks, key=lambda chunk: chunk.count)
         token_ids = torch.tensor(
             [token for chunk in batch for token in _new_tokens(chunk)], device=self._device
@@ -38,7 +54,7 @@ class Runner:
         hidden = self._decoder.hidden(token_ids, self._context(batch))
         for chunk in chunks:
             chunk.request.num_computed += chunk.count
-        return self._decoder.logits(hidden[self._sampling_rows(chunks, batch)])
+        return Logits.of(self._decoder.logits(hidden[self._sampling_rows(chunks, batch)]))
 
     def _context(self, batch: list[Chunk]) -> StepContext:
         """Positions, slots and attention groups; chunks of one length attend together."""

@@ -1,22 +1,26 @@
 """Logits of one step -> one token per sequence.
 
 The order in which a request's wishes act: logit_bias, repetition / presence / frequency penalties,
-min_tokens; there greedy stops; temperature, top_k, top_p, min_p, and one draw from what is left.
+min_tokens; there greedy stops; temperature, top_k, top_p, min_p, and one draw from what is left
+(model/draw.py).
 
 The draw uses one uniform number that depends on (seed, position) alone, never on a generator that
 runs along: the same logits give the same token in any company, and after any restart.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from model.draw import best, draw
+from model.logits import Logits
 from model.request import Request
-from model.sampling import SamplingParams
+from model.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,101 +34,126 @@ class Choice:
 
 @torch.inference_mode()
 def sample(
-    logits: Tensor, requests: Sequence[Request], eos_token_ids: tuple[int, ...]
-) -> list[Choice]:
-    """The next token of each request; row i of `logits` (R, vocabulary) belongs to request i."""
-    plain = logits.argmax(dim=-1).tolist()
+    logits: Logits, requests: Sequence[Request], eos_token_ids: tuple[int, ...]
+) -> list[Choice | None]:
+    """The next token of each request; row i belongs to request i. None where the row has failed.
+
+    A request that wants the argmax and nothing else costs no look at its logits.
+    """
+    tokens: list[int | None] = [
+        token if finite else None for token, finite in zip(logits.best, logits.finite, strict=True)
+    ]
+    wishing = [
+        i
+        for i, request in enumerate(requests)
+        if tokens[i] is not None and not request.params.plain
+    ]
+    if wishing:
+        for i, token in _next_tokens(logits, wishing, requests, eos_token_ids):
+            tokens[i] = token
+    choices = [None if token is None else Choice(token) for token in tokens]
+    logged = [i for i in wishing if choices[i] and requests[i].params.logprobs is not None]
+    if logged:
+        for i, choice in _logged(logits.rows[logged], logged, choices, requests):
+            choices[i] = choice
+    return choices
+
+
+def _next_tokens(
+    logits: Logits, which: list[int], requests: Sequence[Request], eos_token_ids: tuple[int, ...]
+) -> list[tuple[int, int | None]]:
+    """Row and token, for those of the requests. None where nothing is left to choose from."""
+    changed = [i for i in which if _changes(requests[i])]
+    others = [i for i in which if not _changes(requests[i])]
+    some = [requests[i] for i in changed]
+    adjusted = Logits.of(adjust(logits.rows[changed], some, eos_token_ids))
+    alive = [n for n, finite in enumerate(adjusted.finite) if finite]
+    tokens = dict(zip(alive, _choose(adjusted, alive, some), strict=True))
     return [
-        _logged(_next_token(row, best, request, eos_token_ids), row, request.params.logprobs)
-        for row, best, request in zip(logits, plain, requests, strict=True)
+        *zip(others, _choose(logits, others, requests), strict=True),
+        *((i, tokens.get(n)) for n, i in enumerate(changed)),
     ]
 
 
-def _next_token(row: Tensor, best: int, request: Request, eos_token_ids: tuple[int, ...]) -> int:
+def _choose(logits: Logits, which: Sequence[int], requests: Sequence[Request]) -> list[int]:
+    """Of each of those rows, the argmax or a draw."""
+    drawn = [i for i in which if not requests[i].params.greedy]
+    params = [requests[i].params for i in drawn]
+    u = [uniform(requests[i].params.seed, len(requests[i].token_ids)) for i in drawn]
+    tokens = dict(zip(drawn, draw(logits.rows, drawn, params, u), strict=True))
+    return [tokens[i] if i in tokens else logits.best[i] for i in which]
+
+
+# ---- what changes the logits
+
+
+def _changes(request: Request) -> bool:
     params = request.params
-    forbidden = _forbidden(request, eos_token_ids)
-    if params.logit_bias or params.penalizes or forbidden:
-        row = adjust(row, request, forbidden)
-        best = int(row.argmax())
-    if params.greedy:
-        return best
-    token_ids, probabilities = candidates(row, params)
-    drawn = draw(probabilities, uniform(params.seed, len(request.token_ids)))
-    return drawn if token_ids is None else int(token_ids[drawn])
+    return bool(params.logit_bias) or params.penalizes or request.num_output < params.min_tokens
 
 
-def _forbidden(request: Request, eos_token_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Tokens that would end the sequence before it has its `min_tokens`."""
-    params = request.params
-    if request.num_output >= params.min_tokens:
-        return ()
-    return (*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids))
-
-
-def adjust(row: Tensor, request: Request, forbidden: tuple[int, ...] = ()) -> Tensor:
-    """A copy of the logits (vocabulary,) with bias, forbidden tokens and penalties applied.
+def adjust(rows: Tensor, requests: Sequence[Request], eos_token_ids: tuple[int, ...]) -> Tensor:
+    """Each row of logits (R, vocabulary), in place, with bias, penalties and forbidden tokens.
 
     Repetition divides positive logits and multiplies negative ones of every token that the prompt
     or the output holds (Keskar et al. 2019, section 4.1). Presence subtracts once, frequency once
     per occurrence, both over the output only (OpenAI's definition).
     """
+    for row, request in zip(rows, requests, strict=True):
+        params = request.params
+        if params.logit_bias:
+            row[_ids(list(params.logit_bias), row)] += _numbers(
+                list(params.logit_bias.values()), row
+            )
+        if params.penalizes:
+            _penalize(row, request)
+        if request.num_output < params.min_tokens:
+            ends = () if params.ignore_eos else eos_token_ids
+            row[_ids([*params.stop_token_ids, *ends], row)] = -torch.inf
+    return rows
+
+
+def _penalize(row: Tensor, request: Request) -> None:
     params = request.params
-    row = row.clone()
-    if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias), device=row.device)
-        row[ids] += torch.tensor(list(params.logit_bias.values()), device=row.device)
-    if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(request.token_ids)), device=row.device)
-        old = row[seen]
-        factor = params.repetition_penalty
-        row[seen] = torch.where(old > 0, old / factor, old * factor)
-    if request.num_output and (params.presence_penalty or params.frequency_penalty):
-        counts = Counter(request.output_ids)
-        ids = torch.tensor(list(counts), device=row.device)
-        times = torch.tensor(list(counts.values()), dtype=row.dtype, device=row.device)
-        row[ids] -= params.presence_penalty + params.frequency_penalty * times
-    row[list(forbidden)] = -torch.inf
-    return row
+    tally = request.tally = request.tally or Tally()
+    tally.follow(request.token_ids, request.num_prompt)
+    ids = _ids(tally.ids, row)
+    logits = row[ids]
+    factor = params.repetition_penalty
+    logits = torch.where(logits > 0, logits / factor, logits * factor)
+    counts = _numbers(tally.counts, row)
+    logits -= params.presence_penalty * (counts > 0) + params.frequency_penalty * counts
+    row[ids] = logits
 
 
-def candidates(row: Tensor, params: SamplingParams) -> tuple[Tensor | None, Tensor]:
-    """Which tokens may be drawn, and their probabilities (n,), in float64.
-
-    top_k: p_i = exp(z_i / t) / sum over the k largest logits only, 0 for all others (Fan et al.
-    2018). top_p keeps the fewest likeliest tokens whose sum reaches p (Holtzman et al. 2020);
-    min_p those of at least p times the likeliest (Nguyen et al. 2024). Each renormalizes.
-    Token ids come best first, at least as many as probabilities, or None: every token, in
-    vocabulary order.
-    """
-    cuts = params.top_p < 1.0 or params.min_p > 0.0
-    token_ids: Tensor | None = None
-    if 0 < params.top_k < row.shape[0]:
-        row, token_ids = row.topk(params.top_k)
-    elif cuts:
-        row, token_ids = row.sort(descending=True)
-    scaled = (row.double() - row.max()) / params.temperature
-    probabilities = scaled.softmax(dim=-1)
-    if cuts:
-        probabilities = probabilities[: _top_p_count(probabilities, params.top_p)]
-        probabilities = probabilities[: _min_p_count(probabilities, params.min_p)]
-        probabilities = probabilities / probabilities.sum()
-    return token_ids, probabilities
+def _ids(values: ArrayLike, row: Tensor) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(row.device)
 
 
-def _top_p_count(descending: Tensor, top_p: float) -> int:
-    before = descending.cumsum(dim=-1) - descending
-    return max(1, int((before < top_p).sum()))
+def _numbers(values: ArrayLike, row: Tensor) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32)).to(row.device)
 
 
-def _min_p_count(descending: Tensor, min_p: float) -> int:
-    return int((descending >= min_p * descending[0]).sum())
+# ---- log-probabilities
 
 
-def draw(probabilities: Tensor, u: float) -> int:
-    """Invert the cumulative distribution of `probabilities` (n,) at u in [0, 1)."""
-    cumulative = probabilities.cumsum(dim=-1)
-    index = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
-    return min(index, probabilities.shape[0] - 1)
+def _logged(
+    rows: Tensor, which: list[int], choices: Sequence[Choice | None], requests: Sequence[Request]
+) -> list[tuple[int, Choice]]:
+    """Those choices with log-probabilities of the model's own distribution: `rows` are theirs."""
+    logprobs = rows.log_softmax(dim=-1)
+    tops = [requests[i].params.logprobs or 0 for i in which]
+    ids, values = best(logprobs, max(1, *tops))
+    tokens = [choice.token_id for i in which if (choice := choices[i])]
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=rows.device).unsqueeze(-1))[:, 0]
+    table = zip(which, tokens, chosen.tolist(), ids.tolist(), values.tolist(), tops, strict=True)
+    return [
+        (i, Choice(token, logprob, tuple(zip(ids[:top], values[:top], strict=True))))
+        for i, token, logprob, ids, values, top in table
+    ]
+
+
+# ---- random numbers
 
 
 _GAMMA: Final = 0x9E3779B97F4A7C15
@@ -145,12 +174,3 @@ def _mix(z: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return z ^ (z >> 31)
-
-
-def _logged(token_id: int, row: Tensor, top: int | None) -> Choice:
-    if top is None:
-        return Choice(token_id)
-    logprobs = row.log_softmax(dim=-1)
-    values, ids = logprobs.topk(top)
-    best = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return Choice(token_id, float(logprobs[token_id]), best)

@@ -39,6 +39,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.temperature == 0.0
 
     @property
+    def plain(self) -> bool:
+        """Whether the model's own argmax is always the answer, and nothing else is asked."""
+        return (
+            self.temperature == 0.0
+            and self.logprobs is None
+            and not self.min_tokens
+            and not self.logit_bias
+            and not self.penalizes
+        )
+
+    @property
     def penalizes(self) -> bool:
         """Whether earlier tokens change the logits."""
         return (

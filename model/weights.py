@@ -12,10 +12,17 @@ _EXACT = {"rope.factors": torch.float32}
 
 
 class Weights:
-    """A model takes what it needs by name; what is missing, misshapen or left over is an error."""
+    """A model takes what it needs by name; what is missing, misshapen or left over is an error.
+
+    `storage` says how model/linear.py is to keep the matrices.
+    """
 
     def __init__(
-        self, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, device: torch.device
+        self,
+        tensors: Iterable[tuple[str, Tensor]],
+        dtype: torch.dtype,
+        device: torch.device,
+        storage: str = "dense",
     ) -> None:
         # Converted one at a time, so that a second whole copy never exists.
         self._tensors = {
@@ -23,6 +30,7 @@ class Weights:
             for name, tensor in tensors
         }
         self.device = device
+        self.storage = storage
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor of that name. Raises ModelLoadError if it is missing or of another shape."""

@@ -12,8 +12,16 @@ import pytest
 
 from model.loading.checkpoint import Checkpoint, open_checkpoint
 from model.loading.hub import DEFAULT_MODEL, resolve
+from model.native import library
 from model.tokenizer import Tokenizer
 from tests.server import RunningServer, running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled() -> None:
+    """No server of a test shall change its arithmetic in the middle: the kernels come first."""
+    if library.obstacle() is None and library.cached() is None:
+        assert library.compile().wait() == 0
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ class Llama:
         self._layers = [self._layer(config, weights, i) for i in range(config.num_layers)]
         self._norm = take_norm(config, weights, "norm", hidden)
         self._head = (
-            make_linear(self._embedding)
+            make_linear(self._embedding, storage=weights.storage)
             if config.tie_embeddings
             else take_linear(weights, ["head"], [vocab], hidden, bias=False)
         )

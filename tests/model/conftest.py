@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model.engine import Engine
+from model.native import library
 from tests.model.harness import load_engine
 
 
@@ -24,3 +25,13 @@ def reference(model_path: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         model_path.parent, gguf_file=model_path.name, dtype=torch.float32
     ).eval()
+
+
+@pytest.fixture(scope="session")
+def kernels() -> Path:
+    """The compiled library of model/native."""
+    if reason := library.obstacle():
+        pytest.skip(f"no compiled kernels here: {reason}")
+    path = library.cached()
+    assert path is not None
+    return path

@@ -14,7 +14,7 @@ from model.loading.checkpoint import Checkpoint
 from model.messages import Configure, Finished, Generate, Token
 from model.process import load
 from model.request import Request
-from model.runner import Runner
+from model.runner import TorchRunner
 from model.sampling import SamplingParams
 from model.scheduler import Chunk
 from model.weights import Weights
@@ -37,7 +37,7 @@ def load_engine(path: Path, **options: object) -> Engine:
         "max_model_len": None,
         "kv_cache_bytes": 1 << 30,
     }
-    engine, _ = load(Configure(**(defaults | options)))  # type: ignore[arg-type]
+    engine, _, _ = load(Configure(**(defaults | options)))  # type: ignore[arg-type]
     return engine
 
 
@@ -73,7 +73,7 @@ class TeacherForced:
         cache = KVCache(config, blocks, torch.float32, CPU)
         self.cache = cache
         self._blocks = list(range(blocks))
-        self._runner = Runner(config, families.build(config, weights), cache, CPU)
+        self._runner = TorchRunner(config, families.build(config, weights), cache, CPU)
 
     def logits(
         self,
@@ -91,6 +91,6 @@ class TeacherForced:
                 before_last()
             start = len(request.token_ids)
             request.token_ids += token_ids[start : start + count]
-            rows.append(self._runner.run([Chunk(request, start, count)])[0])
+            rows.append(self._runner.run([Chunk(request, start, count)]).rows[0])
         assert len(request.token_ids) == len(token_ids)
         return rows

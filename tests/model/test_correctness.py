@@ -65,9 +65,9 @@ def test_with_cache_equals_without(
     model = TeacherForced(checkpoint)
     for ids, cached in list(zip(prompt_ids, outputs, strict=True))[::5]:
         uncached = list(ids)
-        for _ in range(40):
+        for _ in range(24):
             uncached.append(int(model.logits(uncached, [len(uncached)])[0].argmax()))
-        assert uncached[len(ids) :] == cached[:40]
+        assert uncached[len(ids) :] == cached[:24]
 
 
 def test_a_corrupted_cache_slot_changes_the_output(
@@ -88,10 +88,12 @@ def test_a_corrupted_cache_slot_changes_the_output(
 def test_alone_equals_together_and_in_any_order(
     engine: Engine, prompt_ids: list[list[int]], outputs: list[list[int]]
 ) -> None:
+    enough = 48
+    beginnings = [output[:enough] for output in outputs]
     for index in (0, 3, 9, 18):
-        assert generate(engine, [prompt_ids[index]], greedy(OUTPUT)) == [outputs[index]]
-    backwards = generate(engine, prompt_ids[::-1], greedy(OUTPUT))
-    assert backwards[::-1] == outputs
+        assert generate(engine, [prompt_ids[index]], greedy(enough)) == [beginnings[index]]
+    backwards = generate(engine, prompt_ids[::-1], greedy(enough))
+    assert backwards[::-1] == beginnings
 
 
 def test_a_late_joiner_and_a_cancelled_neighbour_change_nothing(

@@ -51,8 +51,8 @@ PARAMS = st.builds(
     logprobs=st.none() | st.integers(0, 20),
 )
 COMMANDS = (
-    st.builds(Configure, TEXT, TEXT, COUNT, COUNT, st.none() | COUNT, COUNT)
-    | st.builds(Generate, TEXT, st.lists(COUNT, max_size=5), PARAMS)
+    st.builds(Configure, TEXT, TEXT, COUNT, COUNT, st.none() | COUNT, COUNT, st.booleans())
+    | st.builds(Generate, TEXT, st.lists(COUNT, max_size=5), PARAMS, st.integers(-9, 9), TEXT)
     | st.builds(Cancel, TEXT)
     | st.builds(Pause, TEXT)
     | st.builds(Resume, TEXT)

@@ -15,14 +15,18 @@ from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
 from model.detokenizer import Detokenizer
+from model.draw import best, draw
+from model.logits import Logits
 from model.request import Request
-from model.sampler import Choice, adjust, candidates, draw, sample, uniform
+from model.sampler import Choice, adjust, sample, uniform
 from model.sampling import SamplingParams
+from model.tally import Tally
 
 Array = NDArray[np.float64]
 
 VOCABULARY = 40
 DRAWS = 20_000
+GRID = 1_000
 EOS = 3
 
 
@@ -38,7 +42,7 @@ def request(prompt: Sequence[int] = (), output: Sequence[int] = (), **fields: ob
 
 
 def choose(logits: Tensor, one: Request) -> Choice:
-    (choice,) = sample(logits[None], [one], (EOS,))
+    (choice,) = sample(Logits.of(logits[None]), [one], (EOS,))
     return choice
 
 
@@ -84,14 +88,11 @@ def reference_probabilities(logits: Tensor, one: Request) -> Array:
 
 
 def probabilities(logits: Tensor, one: Request) -> Array:
-    """What the sampler draws from, as probabilities over the vocabulary."""
-    params = one.params
-    early = one.num_output < params.min_tokens
-    forbidden = (*params.stop_token_ids, *(() if params.ignore_eos else (EOS,))) if early else ()
-    token_ids, kept = candidates(adjust(logits, one, forbidden), params)
-    p = np.zeros(len(logits))
-    p[slice(None) if token_ids is None else token_ids[: len(kept)].numpy()] = kept.numpy()
-    return p
+    """How much of [0, 1) leads to each token: by draws at evenly spaced numbers."""
+    adjusted = adjust(logits[None].clone(), [one], (EOS,))
+    numbers = ((np.arange(GRID) + 0.5) / GRID).tolist()
+    drawn = draw(adjusted.expand(GRID, -1), range(GRID), [one.params] * GRID, numbers)
+    return np.bincount(drawn, minlength=len(logits)) / GRID
 
 
 CUTS: dict[str, dict[str, float]] = {
@@ -151,7 +152,7 @@ def counts_of(logits: Tensor, block: int, **fields: object) -> Array:
         for seed in range(block * 200, block * 200 + DRAWS // 100)
         for position in range(1, 101)
     ]
-    choices = sample(logits.expand(len(requests), -1), requests, (EOS,))
+    choices = sample(Logits.of(logits.expand(len(requests), -1)), requests, (EOS,))
     drawn = [choice.token_id for choice in choices]
     return np.bincount(drawn, minlength=VOCABULARY).astype(np.float64)
 
@@ -239,8 +240,9 @@ def test_the_distribution_is_that_of_the_documented_order(
     one = request(prompt, output, **wishes)
     assume(steady(logits, one))
     expected = reference_probabilities(logits, one)
-    np.testing.assert_allclose(probabilities(logits, one), expected, atol=1e-4)
-    np.testing.assert_array_equal(probabilities(logits, one) > 1e-30, expected > 1e-30)
+    drawn = probabilities(logits, one)
+    np.testing.assert_allclose(drawn, expected, atol=1 / GRID + 1e-4)
+    assert (expected[drawn > 0] > 0).all()
     assert expected[choose(logits, one).token_id] > 0
 
 
@@ -252,12 +254,43 @@ def test_the_order_of_the_wishes_matters() -> None:
     assert np.count_nonzero(cold_first) > np.count_nonzero(warm)
 
 
+@pytest.mark.parametrize("fields", [{}, {"top_k": 30}, {"top_p": 0.99}, {"min_p": 1e-9}])
 @pytest.mark.parametrize(
-    ("u", "token"), [(0.0, 1), (0.49, 1), (0.51, 3), (0.99, 3), (math.nextafter(1, 0), 3)]
+    ("u", "token"), [(0.0, 1), (0.49, 1), (0.51, 300), (0.99, 300), (math.nextafter(1, 0), 300)]
 )
-def test_a_token_of_no_probability_is_never_drawn(u: float, token: int) -> None:
+def test_a_token_of_no_probability_is_never_drawn(
+    u: float, token: int, fields: dict[str, object]
+) -> None:
     """Even at the very ends of [0, 1)."""
-    assert draw(torch.tensor([0.0, 0.5, 0.0, 0.5], dtype=torch.float64), u) == token
+    rows = torch.full((1, 333), -torch.inf)
+    rows[0, [1, 300]] = 5.0
+    assert draw(rows, [0], [request(**fields).params], [u]) == [token]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-6])
+def test_the_lowest_temperatures_draw_the_argmax(temperature: float) -> None:
+    logits = random_logits()
+    for fields in ({}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.5}):
+        one = request(temperature=temperature, **fields)
+        assert choose(logits, one).token_id == int(logits.argmax())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    values=st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=40),
+    repeats=st.integers(1, 30),
+    k=st.integers(1, 40),
+)
+def test_the_best_come_in_order_and_of_equals_the_lower_id_first(
+    values: list[float], repeats: int, k: int
+) -> None:
+    """Up to 19 blocks of tokens, so that for a small k only some of them are looked at."""
+    rows = torch.tensor([values * repeats, values[::-1] * repeats])
+    k = min(k, rows.shape[1])
+    ids, found = best(rows, k)
+    expected = rows.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(ids, expected.indices[:, :k])
+    assert torch.equal(found, expected.values[:, :k])
 
 
 # ---- greedy
@@ -374,7 +407,7 @@ def test_neighbouring_seeds_and_positions_are_independent() -> None:
 
 
 def adjusted(values: list[float], one: Request) -> list[float]:
-    return adjust(torch.tensor(values), one).tolist()
+    return cast("list[float]", adjust(torch.tensor([values]), [one], (EOS,))[0].tolist())
 
 
 def test_repetition_divides_positive_and_multiplies_negative_logits_of_prompt_and_output() -> None:
@@ -466,22 +499,88 @@ def test_without_logprobs_there_are_none() -> None:
 # ---- batches
 
 
-@settings(max_examples=50, deadline=None)
-@given(seeds=st.lists(st.integers(0, 1000), min_size=1, max_size=8), wishes=ANY_WISHES)
+MIXED = st.lists(
+    st.tuples(
+        st.integers(0, 1000),
+        st.sampled_from([40, 1000, 5000]),
+        PROMPT,
+        OUTPUT,
+        ANY_WISHES,
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "temperature": st.just(0.0) | st.floats(0.01, 2),
+                "logprobs": st.none() | st.integers(0, 20),
+                "top_k": st.sampled_from([1, 5, 50, 70, 900]),
+                "top_p": st.sampled_from([0.2, 0.9, 0.99999]),
+            },
+        ),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(members=MIXED, broken=st.sets(st.integers(0, 11)), step=st.sampled_from([1.0, 0.25, 1e-9]))
 def test_a_row_gives_the_same_alone_and_in_any_batch(
-    seeds: list[int], wishes: dict[str, object]
+    members: list[Any], broken: set[int], step: float
 ) -> None:
-    rows = torch.stack([random_logits(seed) for seed in seeds])
+    """Whatever the others ask for. Logits in coarse steps have many equals, as bfloat16 has."""
+    vocabulary = members[0][1]
+    rows = (
+        torch.stack(
+            [
+                torch.randn(vocabulary, generator=torch.Generator().manual_seed(seed))
+                .mul(3)
+                .div(step)
+                for seed, *_ in members
+            ]
+        )
+        .round()
+        .mul(step)
+    )
+    rows[[i for i in broken if i < len(rows)], 7] = torch.nan
     requests = [
-        request([seed % 7], [EOS] * (seed % 3), **({"logprobs": 3} | wishes | {"seed": seed}))
-        if number % 2
-        else request(temperature=0.0)
-        for number, seed in enumerate(seeds)
+        request(prompt, output, **(wishes | more)) for _, _, prompt, output, wishes, more in members
     ]
-    together = sample(rows, requests, (EOS,))
-    backwards = sample(rows.flip(0), requests[::-1], (EOS,))[::-1]
-    alone = [choose(row, one) for row, one in zip(rows, requests, strict=True)]
+    together = sample(Logits.of(rows), requests, (EOS,))
+    backwards = sample(Logits.of(rows.flip(0)), requests[::-1], (EOS,))[::-1]
+    alone = [
+        sample(Logits.of(row[None]), [one], (EOS,))[0]
+        for row, one in zip(rows, requests, strict=True)
+    ]
     assert together == backwards == alone
+    assert [choice is None for choice in together] == [i in broken for i in range(len(rows))]
+
+
+def test_a_row_of_which_nothing_is_left_fails_alone() -> None:
+    logits = torch.full((2, VOCABULARY), -torch.inf)
+    logits[:, EOS] = 1.0
+    stuck, free = request(min_tokens=3, logprobs=2), request(logprobs=2)
+    assert sample(Logits.of(logits), [stuck, free], (EOS,))[0] is None
+    assert sample(Logits.of(logits), [stuck, free], (EOS,))[1] == choose(logits[1], free)
+
+
+def test_rows_that_want_the_argmax_only_are_not_looked_at() -> None:
+    """There are no rows at all, and yet the tokens."""
+    logits = Logits(torch.empty(3, 0), best=[5, 2, 9], finite=[True, False, True])
+    greedy = [request(temperature=0.0, top_k=3) for _ in range(3)]
+    assert sample(logits, greedy, (EOS,)) == [Choice(5), None, Choice(9)]
+
+
+@given(prompt=PROMPT, output=st.lists(TOKENS, max_size=200), data=st.data())
+def test_a_tally_that_follows_equals_a_count_of_all(
+    prompt: list[int], output: list[int], data: st.DataObject
+) -> None:
+    tally = Tally()
+    tokens = prompt + output
+    for end in sorted(data.draw(st.lists(st.integers(len(prompt), len(tokens)), max_size=5))):
+        tally.follow(tokens[:end], len(prompt))
+    tally.follow(tokens, len(prompt))
+    counts = Counter(output)
+    expected = {token: counts[token] for token in tokens}
+    assert dict(zip(tally.ids.tolist(), tally.counts.tolist(), strict=True)) == expected
 
 
 def test_the_draw_depends_on_the_seed_and_on_the_number_of_tokens_before_it() -> None:

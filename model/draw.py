@@ -1,0 +1,251 @@
+"""One token from each row of logits: temperature, top_k, top_p, min_p, and a number in [0, 1).
+
+Whatever the batch, a row's token is a function of that row, its parameters and its number alone:
+nothing is summed over rows, and of equal logits the one of the lower token id comes first.
+
+Only what is needed is sorted: nothing for a row that has neither top_k nor top_p, the k best for
+one with top_k, and for one with top_p a few, or all where these do not reach p.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.sampling import SamplingParams
+
+_BLOCK: Final = 64  # neighbouring tokens whose maximum, or sum, is taken at once
+_FEW: Final = 64  # rows with a top_k up to this go together; top_p is first looked for here
+_NUCLEUS: Final = 256  # and then here, before everything is sorted
+_CHUNK: Final = 2  # rows of 49,152 logits that, with their copies, fit in a core's own cache
+# exp(-80) = 2e-35: nothing that a number of 53 bits could hit. Where float32 underflows, below
+# exp(-87), exp takes a hundred times as long.
+_NEVER: Final = -80.0
+_NOTHING: Final = 1e-32  # more than a block of such tokens weighs
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """What the rows ask for, and their numbers u: columns (R, 1) in float64."""
+
+    temperature: Tensor
+    top_k: Tensor  # the vocabulary where there is none
+    top_p: Tensor
+    min_p: Tensor
+    u: Tensor
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], u: Sequence[float], rows: Tensor) -> "Cuts":
+        vocabulary = rows.shape[1]
+        values = [(p.temperature, p.top_k or vocabulary, p.top_p, p.min_p) for p in params]
+        table = torch.tensor([(*row, x) for row, x in zip(values, u, strict=True)], dtype=_F64)
+        return cls(*table.to(rows.device).unsqueeze(-1).unbind(1))
+
+    def at(self, places: Sequence[int]) -> "Cuts":
+        index = list(places)
+        return Cuts(
+            self.temperature[index],
+            self.top_k[index],
+            self.top_p[index],
+            self.min_p[index],
+            self.u[index],
+        )
+
+
+_F64: Final = torch.float64
+_Way = Callable[[Tensor, Cuts, int], Tensor]
+
+
+def draw(
+    rows: Tensor, which: Sequence[int], params: Sequence[SamplingParams], u: Sequence[float]
+) -> list[int]:
+    """A token id for each of those rows of float32 logits (R, vocabulary).
+
+    `params` and the numbers `u` in [0, 1) at which to draw are theirs, in the order of `which`.
+
+    top_k: p_i = exp(z_i / t) / sum over the k largest logits only, 0 for all others (Fan et al.
+    2018). top_p keeps the fewest likeliest tokens whose sum reaches p (Holtzman et al. 2020);
+    min_p those of at least p times the likeliest (Nguyen et al. 2024). Each renormalizes.
+    """
+    if not which:
+        return []
+    cuts = Cuts.of(params, u, rows)
+    groups: dict[tuple[_Way, int], list[int]] = defaultdict(list)
+    for place, one in enumerate(params):
+        groups[_way(one, rows.shape[1])].append(place)
+    drawn = torch.empty(len(which), dtype=torch.long, device=rows.device)
+    for (way, width), places in groups.items():
+        members = _take(rows, [which[place] for place in places])
+        drawn[places] = way(members, cuts.at(places), width)
+    return drawn.tolist()
+
+
+def _way(params: SamplingParams, vocabulary: int) -> tuple[_Way, int]:
+    """How a row is drawn, and among how many of its best tokens."""
+    if 0 < params.top_k < vocabulary:
+        power_of_two = 1 << (params.top_k - 1).bit_length()
+        return _from_top_k, min(max(power_of_two, _FEW), vocabulary)
+    if params.top_p < 1.0:
+        return _from_nucleus, min(_FEW, vocabulary)
+    return _from_all, vocabulary
+
+
+def _take(rows: Tensor, which: list[int]) -> Tensor:
+    """Those rows; no copy where they are all there are."""
+    return rows if which == list(range(len(rows))) else rows[which]
+
+
+def _from_all(rows: Tensor, cuts: Cuts, vocabulary: int) -> Tensor:
+    """By blocks first, then within the block that holds u: (R,)."""
+    inverse, floors = _inverse(cuts.temperature), _floors(cuts.min_p)
+    peaks, masses = _block_masses(rows, inverse, floors)
+    block, share = _invert(masses, cuts.u)
+    ids = block * _BLOCK + _arange(_BLOCK, rows)
+    logits = rows.gather(1, ids.clamp(max=vocabulary - 1))
+    logits[ids >= vocabulary] = -torch.inf
+    scaled = _scaled(logits, peaks, inverse, floors)
+    within, _ = _invert(scaled.double().exp(), share)
+    return ids.gather(1, within)[:, 0]
+
+
+def _from_top_k(rows: Tensor, cuts: Cuts, width: int) -> Tensor:
+    """Among each row's own top_k, which is at most `width`: (R,)."""
+    ids, weights = _likeliest(rows, cuts, width)
+    weights[_arange(width, rows) >= cuts.top_k] = 0.0
+    return _cut_and_draw(ids, weights, cuts, weights.cumsum(dim=-1)[:, -1:])
+
+
+def _from_nucleus(rows: Tensor, cuts: Cuts, width: int) -> Tensor:
+    """Among the `width` likeliest where these reach top_p of all, else among more: (R,)."""
+    _, masses = _block_masses(rows, _inverse(cuts.temperature), [-math.inf] * len(rows))
+    ids, weights = _likeliest(rows, cuts, width)
+    total = masses.sum(dim=-1, keepdim=True)
+    drawn = _cut_and_draw(ids, weights, cuts, total)
+    reached = weights.sum(dim=-1, keepdim=True) >= cuts.top_p * total
+    short = (~reached[:, 0]).nonzero()[:, 0].tolist()
+    if short and width < rows.shape[1]:
+        wider = width * 4 if width < _NUCLEUS else rows.shape[1]
+        drawn[short] = _from_nucleus(rows[short], cuts.at(short), min(wider, rows.shape[1]))
+    return drawn
+
+
+def _likeliest(rows: Tensor, cuts: Cuts, width: int) -> tuple[Tensor, Tensor]:
+    """The `width` best tokens of each row, best first: ids and weights exp(z / t), in float64.
+
+    The best has weight 1.
+    """
+    ids, logits = best(rows, width)
+    logits = logits.double()
+    return ids, ((logits - logits[:, :1]) / cuts.temperature).exp()
+
+
+def _cut_and_draw(ids: Tensor, weights: Tensor, cuts: Cuts, total: Tensor) -> Tensor:
+    """Draw among ids (R, n) of descending weights, top_p and min_p first; all weigh `total`."""
+    before = weights.cumsum(dim=-1) - weights
+    kept = (before < cuts.top_p * total) & (weights >= cuts.min_p)
+    kept[:, 0] = True
+    index, _ = _invert(weights * kept, cuts.u)
+    return ids.gather(1, index)[:, 0]
+
+
+def _inverse(temperature: Tensor) -> Tensor:
+    """1 / t in float32, and no infinity."""
+    return temperature.clamp(min=1e-30).reciprocal().float()
+
+
+def _floors(min_p: Tensor) -> list[float]:
+    """What (z - max z) / t must exceed for its exp to reach min_p."""
+    logs = min_p[:, 0].log().float()
+    return torch.nextafter(logs, torch.full_like(logs, -torch.inf)).tolist()
+
+
+def _block_masses(rows: Tensor, inverse: Tensor, floors: list[float]) -> tuple[Tensor, Tensor]:
+    """The largest logits (R, 1), and what blocks weigh (R, blocks) where the largest weighs 1."""
+    peaks, masses = [], []
+    for start in range(0, len(rows), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        peaks.append(rows[part].amax(dim=-1, keepdim=True))
+        scaled = _scaled(rows[part], peaks[-1], inverse[part], floors[part])
+        masses.append(_blocks(scaled.clamp_(min=_NEVER).exp_(), 0.0).sum(dim=-1))
+    # A block of which nothing is above _NEVER holds nothing.
+    return torch.cat(peaks), F.threshold(torch.cat(masses).double(), _NOTHING, 0.0)
+
+
+def _scaled(logits: Tensor, peaks: Tensor, inverse: Tensor, floors: list[float]) -> Tensor:
+    """(z - max z) / t in float32; -inf where that does not exceed the row's floor."""
+    scaled = (logits - peaks).mul_(inverse)
+    for row, floor in enumerate(floors):
+        if floor > -math.inf:
+            F.threshold(scaled[row], floor, -torch.inf, inplace=True)
+    return scaled
+
+
+def _invert(masses: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the running sum of masses (R, n) passes the share u (R, 1) of its end: (R, 1).
+
+    And how far into that mass it does, in [0, 1]. Never at a mass of 0, whatever u.
+    """
+    cumulative = masses.cumsum(dim=-1)
+    end = cumulative[:, -1:]
+    target = torch.minimum(u * end, torch.nextafter(end, torch.zeros_like(end)))
+    index = torch.searchsorted(cumulative, target, right=True)
+    mass = masses.gather(1, index)
+    return index, (target - cumulative.gather(1, index) + mass) / mass
+
+
+def best(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Ids and values (R, k) of the k largest, best first; among equals, the lower id first.
+
+    Of blocks in the order of their maxima, only the first k can hold one of them: every further
+    block has k greater tokens before it.
+    """
+    blocks = _blocks(rows, -torch.inf)
+    if k > blocks.shape[1] // 2:
+        ids = _decode(_descending(_keys(rows, _arange(rows.shape[1], rows)))[:, :k])
+        return ids, rows.gather(1, ids)
+    maxima = blocks.amax(dim=-1)
+    chosen = _decode(_keys(maxima, _arange(blocks.shape[1], rows)).topk(k).values).unsqueeze(-1)
+    candidates = (chosen * _BLOCK + _arange(_BLOCK, rows)).flatten(1)
+    values = blocks.gather(1, chosen.expand(-1, -1, _BLOCK)).flatten(1)
+    ids = _decode(_keys(values, candidates).topk(k).values)
+    return ids, rows.gather(1, ids)
+
+
+def _arange(end: int, like: Tensor) -> Tensor:
+    return torch.arange(end, device=like.device)
+
+
+def _blocks(rows: Tensor, fill: float) -> Tensor:
+    """(R, vocabulary) -> (R, blocks, _BLOCK); a last block that is not full is filled up."""
+    if missing := -rows.shape[1] % _BLOCK:
+        rows = F.pad(rows, (0, missing), value=fill)
+    return rows.view(len(rows), -1, _BLOCK)
+
+
+def _keys(values: Tensor, ids: Tensor) -> Tensor:
+    """int64 that order as the float32 values do, and among equals against the ids.
+
+    The bits of a float that is not negative order as it does, those of a negative one the other
+    way round.
+    """
+    bits = values.view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.long() << 32) - ids
+
+
+def _decode(keys: Tensor) -> Tensor:
+    """The ids of `_keys`."""
+    return -keys & 0xFFFFFFFF
+
+
+def _descending(keys: Tensor) -> Tensor:
+    """Sorted. On a CPU by numpy, whose sort of plain integers is ten times as fast as torch's."""
+    if keys.device.type != "cpu":
+        return keys.sort(descending=True).values
+    return torch.from_numpy(np.sort(keys.neg_().numpy())).neg_()

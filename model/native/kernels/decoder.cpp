@@ -1,0 +1,587 @@
+// A whole decoder step in one call: embedding, layers over a paged 8-bit KV cache, head.
+//
+// The mathematics is that of model/families: pre-norm layers with rotary grouped-query attention and a
+// gated MLP, with biases, head norms and sliding windows where a model has them. What Python
+// sees is the C interface at the end (model/native/library.py binds it).
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "attention.h"
+#include "matmul.h"
+#include "memory.h"
+#include "simd.h"
+#include "threads.h"
+
+namespace tickertape {
+
+struct Shape {
+    int32_t layers, hidden, inner, heads, kv_heads, head_dim, vocab, tied;
+    int32_t blocks, max_rows, max_outputs, max_positions, threads;
+    float eps;
+};
+
+// One step: rows of new tokens, chunk after chunk; each chunk belongs to one sequence.
+struct Step {
+    int32_t rows, chunks, outputs;
+    const int32_t* tokens;       // [rows]
+    const int32_t* chunk_start;  // [chunks] position of each chunk's first row
+    const int32_t* chunk_rows;   // [chunks] rows of each chunk
+    const int32_t* tables;       // block tables, one after another
+    const int32_t* table_at;     // [chunks] where each chunk's table begins
+    const int32_t* output_rows;  // [outputs] rows whose logits are wanted
+    int32_t* best;               // [outputs] argmax
+    float* best_score;           // [outputs] NaN where the row has failed
+};
+
+struct Linear {
+    Weights weights;
+    std::vector<float> bias;  // empty, or one for every output of every panel
+};
+
+struct Layer {
+    Linear qkv, out, gate_up, down;
+    std::vector<float> attention_norm, mlp_norm, query_norm, key_norm;
+    int window = 0;  // positions that a row sees, itself included; 0: all
+};
+
+// A few rows of one chunk, for one KV head and some of the query heads that read it.
+struct AttentionTask {
+    int first_row, rows, kv_head, first_head, heads, chunk;
+};
+
+// From so many rows for each thread on, threads share out the rows; with fewer, the outputs of each
+// product. The first way reads all weights once per thread, the second hands every row from
+// thread to thread twice in each layer.
+constexpr int kRowsToShare = 16;
+
+enum LayerPhase { kAttentionNorm, kQkv, kRope, kAttention, kQuantizeAttended, kOut, kMlpNorm,
+                  kGateUp, kQuantizeInner, kDown, kPhasesPerLayer };
+
+class Decoder {
+  public:
+    explicit Decoder(const Shape& shape)
+        : shape_(shape),
+          layers_(shape.layers),
+          final_norm_(shape.hidden),
+          cache_(shape.layers, shape.blocks, shape.kv_heads, shape.head_dim),
+          team_(shape.threads, shape.layers * kPhasesPerLayer + 3),
+          x_(size_t(shape.max_rows) * shape.hidden),
+          wide_(size_t(shape.max_rows) * wide_width()),
+          attended_(size_t(shape.max_rows) * query_width()),
+          query_(size_t(shape.max_rows) * query_width()),
+          query_scale_(size_t(shape.max_rows) * shape.heads),
+          query_start_(size_t(shape.max_rows) * shape.heads),
+          input_(shape.max_rows, shape.max_rows / kTileRows + 1 + shape.threads,
+                 std::max({shape.hidden, shape.inner, query_width()})),
+          best_(size_t(shape.threads) * shape.max_outputs),
+          logits_(size_t(shape.max_outputs) * shape.vocab),
+          own_rows_(shape.threads),
+          reading_(shape.threads) {
+        for (int i = 0; i < shape.threads; ++i) {
+            scratch_.emplace_back(shape.max_positions);
+            row_.emplace_back(std::max(shape.hidden, 2 * shape.head_dim));
+        }
+    }
+
+    Shape shape_;
+    std::vector<Layer> layers_;
+    Weights embedding_;
+    Linear head_;
+    std::vector<float> final_norm_;
+    std::vector<float> cos_, sin_;  // [positions][head_dim / 2]
+    KVCache cache_;
+
+    int query_width() const { return shape_.heads * shape_.head_dim; }
+    int key_width() const { return shape_.kv_heads * shape_.head_dim; }
+    int qkv_width() const { return query_width() + 2 * key_width(); }
+    int wide_width() const { return std::max(qkv_width(), shape_.inner); }
+
+    const float* logits() const { return logits_.data(); }
+
+    void run(const Step& step) {
+        if (step.rows == 0) return;
+        step_ = &step;
+        plan();
+        team_.run([this](int member) { walk(member); });
+    }
+
+  private:
+    // Whose keys a thread has read last.
+    struct Reading {
+        const Layer* layer = nullptr;
+        int chunk = 0, kv_head = 0;
+        bool operator==(const Reading&) const = default;
+    };
+
+    struct Best {
+        Floats score;
+        Ints token;
+        Mask failed;  // where a score was NaN or infinite
+    };
+
+    // What comes out of one panel for one row, its bias added.
+    struct Result {
+        const float* y;
+        const float* bias;  // null where there is none
+
+        Floats operator()(int n) const {
+            const Floats value = Floats::load(y + n);
+            return bias ? value + Floats::load(bias + n) : value;
+        }
+    };
+
+    // ---- what is decided before the threads start
+
+    void plan() {
+        const int members = team_.size();
+        by_rows_ = members > 1 && step_->rows >= kRowsToShare * members;
+        tiling_ = Tiling(step_->rows, by_rows_ ? members : 1);
+        output_tiling_ = Tiling(step_->outputs, 1);
+        chunk_of_.clear();
+        positions_.clear();
+        for (int chunk = 0; chunk < step_->chunks; ++chunk)
+            for (int i = 0; i < step_->chunk_rows[chunk]; ++i) {
+                chunk_of_.push_back(chunk);
+                positions_.push_back(step_->chunk_start[chunk] + i);
+            }
+        // Not by comparing counts: a chunk may have no row, and another then two.
+        only_decodes_ = *std::max_element(step_->chunk_rows, step_->chunk_rows + step_->chunks) == 1;
+        for (std::vector<int>& rows : own_rows_) rows.clear();
+        for (int m = 0; m < step_->rows; ++m)
+            own_rows_[tiling_.tile_of(m) % members].push_back(m);
+        plan_attention();
+    }
+
+    // Tasks of a tile lie together, those of a KV head within it too: they read the same keys.
+    void plan_attention() {
+        const int group = shape_.heads / shape_.kv_heads;
+        const int height = std::max(1, kMaxQueries / group);
+        tasks_.assign(by_rows_ ? team_.size() : 1, {});
+        for (int tile = 0; tile < tiling_.count(); ++tile)
+            for (int head = 0; head < shape_.kv_heads; ++head) {
+                const int end = tiling_.first(tile + 1);
+                for (int row = tiling_.first(tile), next; row < end; row = next) {
+                    next = row + 1;
+                    while (next < end && next < row + height && chunk_of_[next] == chunk_of_[row])
+                        ++next;
+                    add_tasks(tasks_[tile % tasks_.size()], row, next - row, head);
+                }
+            }
+    }
+
+    // Too few rows to keep every thread busy: one task for each query head.
+    void add_tasks(std::vector<AttentionTask>& tasks, int row, int rows, int kv_head) {
+        const int group = shape_.heads / shape_.kv_heads;
+        const bool few = step_->rows * shape_.kv_heads < 4 * team_.size();
+        const int heads = few ? 1 : std::min(group, kMaxQueries);
+        for (int first = 0; first < group; first += heads)
+            tasks.push_back({row, rows, kv_head, kv_head * group + first,
+                             std::min(heads, group - first), chunk_of_[row]});
+    }
+
+    // ---- what the phases are made of
+
+    float* x(int m) { return x_.data() + size_t(m) * shape_.hidden; }
+    const Weights& embedding_table() const { return shape_.tied ? head_.weights : embedding_; }
+
+    // Work on rows: a member's own, or whichever come next. `work(m, next)`: next is -1 at the end.
+    template <typename Work>
+    void each_row(int& phase, int member, Work&& work) {
+        if (by_rows_) {
+            const std::vector<int>& own = own_rows_[member];
+            for (size_t i = 0; i < own.size(); ++i)
+                work(own[i], i + 1 < own.size() ? own[i + 1] : -1);
+            ++phase;
+        } else {
+            take_rows(phase, step_->rows, work);
+        }
+    }
+
+    template <typename Work>
+    void take_rows(int& phase, int rows, Work&& work) {
+        for (int m = team_.take(phase), next; m < rows; m = next) {
+            next = team_.take(phase);
+            work(m, next < rows ? next : -1);
+        }
+        ++phase;
+        team_.barrier();
+    }
+
+    // input_ = quantized rms norm of the stream.
+    void normalize(int& phase, const std::vector<float>& gains, int member) {
+        each_row(phase, member, [&](int m, int) { normalize_row(m, x(m), gains, tiling_, member); });
+    }
+
+    void normalize_row(int m, const float* from, const std::vector<float>& gains,
+                       const Tiling& tiling, int member) {
+        float* y = row_[member].data();
+        rms_norm(from, gains.data(), shape_.hidden, y);
+        input_.set(tiling, m, y, shape_.hidden);
+    }
+
+    void rms_norm(const float* from, const float* gains, int n, float* to) const {
+        const Floats inverse = Floats::all(1 / std::sqrt(sum_of_squares(from, n) / n + shape_.eps));
+        for (int i = 0; i < n; i += kLanes)
+            (Floats::load(from + i) * inverse * Floats::load(gains + i)).store(to + i);
+    }
+
+    // input_ = quantized rows of `width` floats, `stride` apart.
+    void quantize_rows(int& phase, const float* from, int width, int stride, int member) {
+        each_row(phase, member, [&](int m, int) {
+            input_.set(tiling_, m, from + size_t(m) * stride, width);
+        });
+    }
+
+    // input_ times a matrix; `use(m, panel, y)` takes what comes out, kPanel floats.
+    template <typename Use>
+    void product(int& phase, const Linear& linear, int member, Use&& use) {
+        const int panels = linear.weights.panels();
+        if (by_rows_) {
+            for (int panel = 0; panel < panels; ++panel)
+                multiply(linear, panel, std::min(panel + 1, panels - 1), tiling_, member,
+                         team_.size(), use);
+            ++phase;
+        } else {
+            take_panels(phase, linear, tiling_, use);
+        }
+    }
+
+    template <typename Use>
+    void take_panels(int& phase, const Linear& linear, const Tiling& tiling, Use&& use) {
+        const int panels = linear.weights.panels();
+        for (int panel = team_.take(phase), next; panel < panels; panel = next) {
+            next = team_.take(phase);
+            multiply(linear, panel, std::min(next, panels - 1), tiling, 0, 1, use);
+        }
+        ++phase;
+        team_.barrier();
+    }
+
+    template <typename Use>
+    void multiply(const Linear& linear, int panel, int next, const Tiling& tiling, int first,
+                  int step, Use&& use) {
+        const float* bias =
+            linear.bias.empty() ? nullptr : linear.bias.data() + size_t(panel) * kPanel;
+        multiply_panel(linear.weights, panel, next, input_, tiling, first, tiling.count(), step,
+                       [&](int m, const float* y) { use(m, panel, Result{y, bias}); });
+    }
+
+    // Rows of queries, keys and values, and of the MLP; as far apart whatever their width.
+    float* wide(int m) { return wide_.data() + size_t(m) * wide_width(); }
+
+    auto store() {
+        return [this](int m, int panel, Result y) {
+            for (int n = 0; n < kPanel; n += kLanes) y(n).store(wide(m) + panel * kPanel + n);
+        };
+    }
+
+    auto add_to_stream() {
+        return [this](int m, int panel, Result y) {
+            float* at = x(m) + panel * kPanel;
+            for (int n = 0; n < kPanel; n += kLanes) (Floats::load(at + n) + y(n)).store(at + n);
+        };
+    }
+
+    // Panels of gate_up hold sixteen gates, then the sixteen values that they act on.
+    auto gate() {
+        return [this](int m, int panel, Result y) {
+            for (int n = 0; n < kPanel / 2; n += kLanes)
+                (silu(y(n)) * y(kPanel / 2 + n)).store(wide(m) + panel * (kPanel / 2) + n);
+        };
+    }
+
+    void rotate_and_write(const Layer& layer, int index, int m, int member) {
+        const int d = shape_.head_dim;
+        const float* qkv = wide(m);
+        const float* keys = qkv + query_width();
+        const float* values = keys + key_width();
+        float* y = row_[member].data();
+        for (int head = 0; head < shape_.heads; ++head) {
+            rotate(qkv + head * d, layer.query_norm, m, y);
+            const float largest = largest_magnitude(y, d);
+            const size_t at = size_t(m) * shape_.heads + head;
+            query_start_[at] = without_offset(
+                quantize(y, d, largest > 0 ? 127 / largest : 0, query_.data() + at * d));
+            // Softmax in base 2: 2^(x log2 e) = e^x.
+            query_scale_[at] = largest / 127 * 1.44269504f / std::sqrt(float(d));
+        }
+        const int position = positions_[m];
+        const int block = table(chunk_of_[m])[position / kBlock];
+        for (int head = 0; head < shape_.kv_heads; ++head) {
+            rotate(keys + head * d, layer.key_norm, m, y);
+            cache_.write(index, block, position % kBlock, head, y, values + head * d);
+        }
+    }
+
+    void prefetch_slot(int index, int m) {
+        const int position = positions_[m];
+        cache_.prefetch_slot(index, table(chunk_of_[m])[position / kBlock], position % kBlock);
+    }
+
+    // Rotary embedding of one head: dimension pair i is (i, i + d / 2).
+    void rotate(const float* from, const std::vector<float>& gains, int m, float* to) {
+        const int d = shape_.head_dim, half = d / 2;
+        const float* cos = cos_.data() + size_t(positions_[m]) * half;
+        const float* sin = sin_.data() + size_t(positions_[m]) * half;
+        if (!gains.empty()) {
+            rms_norm(from, gains.data(), d, to + d);
+            from = to + d;
+        }
+        for (int i = 0; i < half; i += 8) {
+            const __m256 a = _mm256_loadu_ps(from + i), b = _mm256_loadu_ps(from + half + i);
+            const __m256 c = _mm256_loadu_ps(cos + i), s = _mm256_loadu_ps(sin + i);
+            _mm256_storeu_ps(to + i, _mm256_fmsub_ps(a, c, _mm256_mul_ps(b, s)));
+            _mm256_storeu_ps(to + half + i, _mm256_fmadd_ps(b, c, _mm256_mul_ps(a, s)));
+        }
+    }
+
+    const int32_t* table(int chunk) const { return step_->tables + step_->table_at[chunk]; }
+
+    void attend_all(int& phase, const Layer& layer, int index, int member) {
+        if (by_rows_) {
+            // Rows of one sequence may be anyone's: all keys must be there before they are read.
+            if (!only_decodes_) team_.barrier();
+            const std::vector<AttentionTask>& own = tasks_[member];
+            for (size_t i = 0; i < own.size(); ++i)
+                attend_to(own[i], i + 1 < own.size() ? &own[i + 1] : nullptr, layer, index, member);
+            ++phase;
+        } else {
+            take_tasks(phase, layer, index, member);
+        }
+    }
+
+    void take_tasks(int& phase, const Layer& layer, int index, int member) {
+        const std::vector<AttentionTask>& all = tasks_[0];
+        const int count = int(all.size());
+        for (int task = team_.take(phase), next; task < count; task = next) {
+            next = team_.take(phase);
+            attend_to(all[task], next < count ? &all[next] : nullptr, layer, index, member);
+        }
+        ++phase;
+        team_.barrier();
+    }
+
+    void attend_to(const AttentionTask& task, const AttentionTask* next, const Layer& layer,
+                   int index, int member) {
+        const int d = shape_.head_dim;
+        Query queries[kMaxQueries];
+        int count = 0;
+        for (int m = task.first_row; m < task.first_row + task.rows; ++m)
+            for (int head = task.first_head; head < task.first_head + task.heads; ++head) {
+                const size_t at = size_t(m) * shape_.heads + head;
+                const int end = positions_[m] + 1;
+                queries[count++] = {query_.data() + at * d, query_scale_[at], query_start_[at],
+                                    first_seen(layer, m), end, attended_.data() + at * d};
+            }
+        attend(cache_, index, task.kv_head, table(task.chunk), count, queries, scratch_[member],
+               upcoming(task, next, layer, member));
+    }
+
+    int first_seen(const Layer& layer, int m) const {
+        return layer.window ? std::max(0, positions_[m] + 1 - layer.window) : 0;
+    }
+
+    Upcoming upcoming(const AttentionTask& task, const AttentionTask* next, const Layer& layer,
+                      int member) {
+        Reading& before = reading_[member];
+        const Reading now{&layer, task.chunk, task.kv_head};
+        const bool cold = !(now == before);
+        before = now;
+        if (!next || (next->chunk == task.chunk && next->kv_head == task.kv_head))
+            return {cold, nullptr, 0, 0, 0};
+        const int m = next->first_row;
+        return {cold, table(next->chunk), next->kv_head, first_seen(layer, m) / kBlock,
+                positions_[m] / kBlock + 1};
+    }
+
+    void score_tokens(int& phase, int member) {
+        Best* best = best_.data() + size_t(member) * shape_.max_outputs;
+        for (int m = 0; m < step_->outputs; ++m)
+            best[m] = {Floats::all(-INFINITY), Ints::all(-1), {}};
+        take_panels(phase, head_, output_tiling_, [&](int m, int panel, Result y) {
+            float* row = logits_.data() + size_t(m) * shape_.vocab;
+            for (int n = 0; n < kPanel; n += kLanes) {
+                const int first = panel * kPanel + n;
+                const int left = std::clamp(shape_.vocab - first, 0, kLanes);
+                const Mask real = Mask::between(0, left);
+                const Floats scores = y(n);
+                scores.store(row + first, left);
+                best[m].failed = best[m].failed | (real & not_finite(scores));
+                const Mask better = real & less(best[m].score, scores);
+                best[m].score = select(better, scores, best[m].score);
+                best[m].token = select(better, Ints::count() + Ints::all(first), best[m].token);
+            }
+        });
+    }
+
+    // The best of all threads' bests; of equal ones the lowest token. NaN where any score failed.
+    void choose_best() {
+        for (int m = 0; m < step_->outputs; ++m) {
+            float top = -INFINITY;
+            int32_t token = -1;
+            bool failed = false;
+            for (int member = 0; member < team_.size(); ++member) {
+                const Best& best = best_[size_t(member) * shape_.max_outputs + m];
+                failed |= best.failed.any();
+                float scores[kLanes];
+                int32_t tokens[kLanes];
+                best.score.store(scores);
+                best.token.store(tokens);
+                for (int i = 0; i < kLanes; ++i)
+                    if (tokens[i] >= 0 &&
+                        (scores[i] > top || (scores[i] == top && tokens[i] < token))) {
+                        top = scores[i];
+                        token = tokens[i];
+                    }
+            }
+            step_->best[m] = std::max(token, 0);
+            step_->best_score[m] = failed ? NAN : top;
+        }
+    }
+
+    // ---- one member's way through the step
+
+    void walk(int member) {
+        int phase = 0;
+        each_row(phase, member,
+                 [&](int m, int) { embedding_table().row(step_->tokens[m], x(m)); });
+        for (int index = 0; index < shape_.layers; ++index) {
+            const Layer& layer = layers_[index];
+            normalize(phase, layer.attention_norm, member);
+            product(phase, layer.qkv, member, store());
+            each_row(phase, member, [&](int m, int next) {
+                if (next >= 0) prefetch_slot(index, next);
+                rotate_and_write(layer, index, m, member);
+            });
+            attend_all(phase, layer, index, member);
+            quantize_rows(phase, attended_.data(), query_width(), query_width(), member);
+            product(phase, layer.out, member, add_to_stream());
+            normalize(phase, layer.mlp_norm, member);
+            product(phase, layer.gate_up, member, gate());
+            quantize_rows(phase, wide_.data(), shape_.inner, wide_width(), member);
+            product(phase, layer.down, member, add_to_stream());
+        }
+        if (step_->outputs == 0) return;
+        team_.barrier();
+        take_rows(phase, step_->outputs, [&](int m, int) {
+            normalize_row(m, x(step_->output_rows[m]), final_norm_, output_tiling_, member);
+        });
+        score_tokens(phase, member);
+        if (member == 0) choose_best();
+    }
+
+    Team team_;
+    Buffer<float> x_, wide_, attended_;
+    Buffer<int8_t> query_;
+    Buffer<float> query_scale_;
+    Buffer<int32_t> query_start_;
+    Activations input_;
+    Buffer<Best> best_;
+    std::vector<AttentionScratch> scratch_;
+    std::vector<Buffer<float>> row_;
+    std::vector<int> chunk_of_, positions_;  // of each row
+    std::vector<std::vector<AttentionTask>> tasks_;  // for each member, or one list for all
+    Buffer<float> logits_;
+    std::vector<std::vector<int>> own_rows_;
+    std::vector<Reading> reading_;
+    Tiling tiling_, output_tiling_;
+    bool by_rows_ = false, only_decodes_ = false;
+    const Step* step_ = nullptr;
+};
+
+enum Matrix { kMatrixQkv, kMatrixOut, kMatrixGateUp, kMatrixDown, kMatrixEmbedding, kMatrixHead };
+enum Norm { kNormAttention, kNormMlp, kNormQuery, kNormKey, kNormFinal };
+
+Linear make_linear(const float* weights, const float* bias, int outputs, int inputs) {
+    Linear linear{Weights(weights, outputs, inputs), {}};
+    if (bias) {
+        linear.bias.assign(size_t(linear.weights.panels()) * kPanel, 0.0f);
+        std::copy(bias, bias + outputs, linear.bias.begin());
+    }
+    return linear;
+}
+
+}  // namespace tickertape
+
+// ---- what Python calls
+
+using tickertape::Decoder;
+
+extern "C" {
+
+Decoder* tickertape_new(const tickertape::Shape* shape) try {
+    return new Decoder(*shape);
+} catch (const std::exception&) {  // no memory, or no threads
+    return nullptr;
+}
+
+void tickertape_free(Decoder* decoder) { delete decoder; }
+
+void tickertape_set_matrix(Decoder* decoder, int32_t layer, int32_t which, const float* weights,
+                           const float* bias, int32_t outputs, int32_t inputs) {
+    using namespace tickertape;
+    Linear linear = make_linear(weights, bias, outputs, inputs);
+    switch (which) {
+        case kMatrixQkv: decoder->layers_[layer].qkv = std::move(linear); break;
+        case kMatrixOut: decoder->layers_[layer].out = std::move(linear); break;
+        case kMatrixGateUp: decoder->layers_[layer].gate_up = std::move(linear); break;
+        case kMatrixDown: decoder->layers_[layer].down = std::move(linear); break;
+        case kMatrixEmbedding: decoder->embedding_ = std::move(linear.weights); break;
+        case kMatrixHead: decoder->head_ = std::move(linear); break;
+    }
+}
+
+void tickertape_set_norm(Decoder* decoder, int32_t layer, int32_t which, const float* gains,
+                         int32_t count) {
+    using namespace tickertape;
+    const std::vector<float> values(gains, gains + count);
+    switch (which) {
+        case kNormAttention: decoder->layers_[layer].attention_norm = values; break;
+        case kNormMlp: decoder->layers_[layer].mlp_norm = values; break;
+        case kNormQuery: decoder->layers_[layer].query_norm = values; break;
+        case kNormKey: decoder->layers_[layer].key_norm = values; break;
+        case kNormFinal: decoder->final_norm_ = values; break;
+    }
+}
+
+// Tables of `positions` rows of head_dim / 2.
+void tickertape_set_rotary(Decoder* decoder, const float* cos, const float* sin,
+                           int32_t positions) {
+    const size_t count = size_t(positions) * (decoder->shape_.head_dim / 2);
+    decoder->cos_.assign(cos, cos + count);
+    decoder->sin_.assign(sin, sin + count);
+}
+
+void tickertape_set_window(Decoder* decoder, int32_t layer, int32_t window) {
+    decoder->layers_[layer].window = window;
+}
+
+void tickertape_step(Decoder* decoder, const tickertape::Step* step) { decoder->run(*step); }
+
+void tickertape_copy_block(Decoder* decoder, int32_t from, int32_t to) {
+    decoder->cache_.copy_block(decoder->shape_.layers, from, to);
+}
+
+// [max_outputs][vocab]: of the last step, its outputs.
+const float* tickertape_logits(const Decoder* decoder) { return decoder->logits(); }
+
+// Bytes of weights that a step with a single row reads.
+int64_t tickertape_weight_bytes(const Decoder* decoder) {
+    size_t total = decoder->head_.weights.bytes_read();
+    for (const tickertape::Layer& layer : decoder->layers_)
+        total += layer.qkv.weights.bytes_read() + layer.out.weights.bytes_read() +
+                 layer.gate_up.weights.bytes_read() + layer.down.weights.bytes_read();
+    return int64_t(total);
+}
+
+// Which instructions this was compiled for; their quantizations differ a little.
+const char* tickertape_instructions() { return tickertape::kInstructions; }
+
+// The bytes of one block of one layer, all KV heads: for tests.
+uint8_t* tickertape_block(Decoder* decoder, int32_t layer, int32_t block) {
+    return decoder->cache_.record(layer, block, 0);
+}
+}

@@ -1,0 +1,75 @@
+// y = x W^T with 8- or 4-bit weights and 8-bit activations, exact sums in 32-bit integers.
+//
+//     y[m][n] = ws[n] * sum over groups g of as[m][g] * (sum over k in g of qa[m][k] * qw[n][k])
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <utility>
+
+#include "activations.h"
+#include "simd.h"
+#include "weights.h"
+
+#ifdef TICKERTAPE_AVX512
+#include "products_avx512.h"
+#else
+#include "products_avx2.h"
+#endif
+
+namespace tickertape {
+
+using MultiplyTile = void (*)(const uint8_t* panel, const int8_t* q, const float* scales,
+                              const int32_t* starts, int inputs, int stride, Ahead ahead,
+                              float* out);
+
+template <int... Rows>
+constexpr auto tiles(std::integer_sequence<int, Rows...>) {
+    return std::array<MultiplyTile, sizeof...(Rows)>{multiply_tile<Rows + 1>...};
+}
+
+template <int... Rows>
+constexpr auto four_bit_tiles(std::integer_sequence<int, Rows...>) {
+    return std::array<MultiplyTile, sizeof...(Rows)>{multiply_tile_four_bits<Rows + 1>...};
+}
+
+inline constexpr auto kTiles = tiles(std::make_integer_sequence<int, kTileRows>());
+inline constexpr auto kFourBitTiles = four_bit_tiles(std::make_integer_sequence<int, kFewRows>());
+
+// Whether a product with so many rows reads the four-bit form.
+inline bool reads_four_bits(const Weights& weights, int rows) {
+    return weights.has_four_bits() && (kFourBitsAlone || rows <= kFewRows);
+}
+
+// The product of one panel with every `step`th of the tiles [first, last); `use(m, y)` takes each row's
+// kPanel results. `next` is the panel that is wanted after it.
+template <typename Use>
+void multiply_panel(const Weights& weights, int panel, int next, const Activations& x,
+                    const Tiling& tiling, int first, int last, int step, Use&& use) {
+    alignas(64) float out[kTileRows * kPanel];
+    const int inputs = weights.inputs();
+    const bool four = reads_four_bits(weights, tiling.rows());
+    const auto at = [&](int index) {
+        return four ? weights.four_bit_panel(index) : weights.panel(index);
+    };
+    const int passes = (last - first + step - 1) / step;
+    const int steps = inputs / 4;  // in which `stride` bytes are fetched
+    const int stride = int((four ? FourBits::panel_bytes(inputs) : size_t(kPanel) * inputs) / steps) / passes;
+    const uint8_t* ahead = at(next);
+    const float* scales = weights.scales(panel);
+    for (int tile = first; tile < last; tile += step, ahead += steps * stride) {
+        const int from = tiling.first(tile), height = tiling.height(tile);
+        if (height == 0) continue;
+        const MultiplyTile multiply = four ? kFourBitTiles[height - 1] : kTiles[height - 1];
+        multiply(at(panel), x.tile(tile), x.scales(from), x.starts(from), inputs, x.groups(),
+                 Ahead{ahead, stride}, out);
+        for (int m = 0; m < height; ++m) {
+            float* y = out + m * kPanel;
+            for (int n = 0; n < kPanel; n += kLanes)
+                (Floats::load(y + n) * Floats::load(scales + n)).store(y + n);
+            use(from + m, static_cast<const float*>(y));
+        }
+    }
+}
+
+}  // namespace tickertape
