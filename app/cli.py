@@ -1,4 +1,4 @@
-"""`tickertape serve | generate | chat`: the command line.
+"""`tickertape serve | generate | chat | bench`: the command line.
 
 Only what a command needs is imported, inside it: `tickertape generate --url ...` loads no torch.
 """
@@ -78,6 +78,17 @@ def chat(
         asyncio.run(_chat(load(EngineSettings, flags), system, options))
 
 
+@app.command(
+    add_help_option=False,  # --help too is for the benchmark, which knows its options
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def bench(context: typer.Context) -> None:
+    """Measure speed and memory on this machine, beside other servers if you like."""
+    from bench.serve import main
+
+    main(context.args)
+
+
 def _options(
     max_length: int, temperature: float, top_k: int, top_p: float, seed: int | None
 ) -> Options:
@@ -91,7 +102,9 @@ async def _events(
     prompt: str, url: str | None, flags: dict[str, Any], options: Options
 ) -> AsyncIterator[Event]:
     if url:
-        if ignored := [f"--{name.replace('_', '-')}" for name, value in flags.items() if value]:
+        if ignored := [
+            f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None
+        ]:
             raise SettingsError(
                 f"{', '.join(ignored)}: the server at --url decides that; leave out"
             )

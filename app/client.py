@@ -45,6 +45,8 @@ class Options(TypedDict, total=False):
     ignore_eos: bool
     min_tokens: int
     logprobs: int
+    priority: int
+    cache_salt: str
     on_disconnect: Literal["pause", "abort", "continue"]
     grace: float
 

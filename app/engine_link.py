@@ -1,18 +1,17 @@
 """The API process's side of the process boundary: start and watch the engine, talk to it.
 
-`generate` is the way to tokens: an async generator that yields what the engine reports of one
-sequence, and cancels the sequence when it is closed early.
+`submit` is the way to tokens: what the engine reports of a sequence is handed on as it arrives,
+with no task and no queue between. `generate` is the same as an async generator.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from app.settings import EngineSettings
 from model.messages import (
@@ -44,7 +43,6 @@ _WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 _PAUSE_BEFORE_RESTART = 0.1  # seconds; an engine that dies at once must not fill the process table
 _SECONDS_TO_GO = 2.0
 
-Event = Started | Token | Finished
 State = Literal["loading", "ready", "recovering", "draining"]
 
 
@@ -56,6 +54,10 @@ class EngineFailedError(EngineError):
     """The engine cannot serve at all; the message says why in one line."""
 
 
+Event = Started | Token | Finished
+Sink = Callable[[Event | EngineError], None]
+
+
 def configuration(settings: EngineSettings, path: Path) -> Configure:
     """What an engine process is told at its start."""
     return Configure(
@@ -65,6 +67,7 @@ def configuration(settings: EngineSettings, path: Path) -> Configure:
         max_step_tokens=settings.max_step_tokens,
         max_model_len=settings.max_model_len,
         kv_cache_bytes=settings.kv_cache_memory,
+        prefix_cache=settings.prefix_cache,
     )
 
 
@@ -77,14 +80,48 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
+class _Reports(asyncio.Protocol):
+    """What the engine sends. `closed` is done when nothing more can come, however that came about.
+
+    Not a StreamReader: with it, and a task that waits for it, a wake-up costs more than twice as
+    much.
+    """
+
+    def __init__(self, handle: Callable[[Report], None]) -> None:
+        self._handle = handle
+        self._unpacker = Unpacker()
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._unpacker.feed(data):
+                self._handle(report_decoder.decode(body))
+        except Exception as error:
+            self._close(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._close(None)
+
+    def _close(self, error: Exception | None) -> None:
+        if self.closed.done():
+            return
+        if error:
+            self.closed.set_exception(error)
+        else:
+            self.closed.set_result(None)
+
+
 class EngineLink:
     """One engine process: started by `start`, started again when it dies, ended by `stop`."""
 
+    # -P: a folder named model where the user stands is not ours. Its socket's number comes last.
+    command: ClassVar[Sequence[str]] = (sys.executable, "-P", "-m", "model.process")
+
     def __init__(self, options: Configure) -> None:
         self._options = options
-        self._inboxes: dict[str, asyncio.Queue[Event | EngineError]] = {}
+        self._sinks: dict[str, Sink] = {}
         self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.Transport | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._loaded = asyncio.Event()
         self._engine_state: Literal["loading", "ready", "recovering"] = "loading"
@@ -103,8 +140,8 @@ class EngineLink:
 
     async def start(self) -> None:
         """Launch the engine; returns at once, `loaded` waits until it can work."""
-        reader = await self._launch()
-        self._watcher = asyncio.create_task(self._watch(reader))
+        reports = await self._launch()
+        self._watcher = asyncio.create_task(self._watch(reports))
 
     async def loaded(self) -> Ready:
         """Wait for the model. Raises EngineFailedError when it cannot be served."""
@@ -117,7 +154,7 @@ class EngineLink:
         return self.info
 
     async def stop(self) -> None:
-        """End the engine process; whoever still waits for tokens gets EngineError."""
+        """End the engine process; every sequence that still runs gets EngineError."""
         if self._watcher:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
@@ -130,29 +167,40 @@ class EngineLink:
         """Take no more work; what runs goes on."""
         self._draining = True
 
+    def submit(self, request: Generate, sink: Sink) -> None:
+        """Begin a sequence. `sink` gets Started, each Token as it is made, then Finished.
+
+        Or EngineError, when the engine dies or is not there; nothing comes after it. The sink must
+        neither wait nor raise: it would hold up or end the tokens of everybody.
+        """
+        if not self._connected:
+            sink(EngineError("the engine is not there"))
+            return
+        self._sinks[request.id] = sink
+        self._send(request)
+
+    def cancel(self, request_id: str) -> None:
+        """End a sequence; its sink gets nothing more. One that has ended stays so."""
+        if self._sinks.pop(request_id, None):
+            self._send(Cancel(request_id))
+
     async def generate(self, request: Generate) -> AsyncIterator[Event]:
         """Yield Started, then each Token as it is made, then Finished.
 
         Closing the generator early cancels the sequence. Raises EngineError when the engine dies.
         """
-        if not self._connected:
-            raise EngineError("the engine is not there")
         inbox: asyncio.Queue[Event | EngineError] = asyncio.Queue()
-        self._inboxes[request.id] = inbox
-        finished = False
+        self.submit(request, inbox.put_nowait)
         try:
-            self._send(request)
-            while not finished:
+            while True:
                 event = await inbox.get()
                 if isinstance(event, EngineError):
-                    finished = True
                     raise event
-                finished = isinstance(event, Finished)
                 yield event
+                if isinstance(event, Finished):
+                    return
         finally:
-            del self._inboxes[request.id]
-            if not finished:
-                self._send(Cancel(request.id))
+            self.cancel(request.id)
 
     def pause(self, request_id: str) -> None:
         self._send(Pause(request_id))
@@ -162,35 +210,36 @@ class EngineLink:
 
     @property
     def _connected(self) -> bool:
-        return self._writer is not None and not self._writer.is_closing()
+        return self._transport is not None and not self._transport.is_closing()
 
     def _send(self, command: Command) -> None:
         """To an engine that has gone nothing is sent: it has forgotten every request anyway."""
-        if self._writer and self._connected:
-            self._writer.write(pack(command))
+        if self._transport and self._connected:
+            self._transport.write(pack(command))
 
-    async def _launch(self) -> asyncio.StreamReader:
+    async def _launch(self) -> _Reports:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # a folder named model where the user stands is not ours
-                "-m",
-                "model.process",
+                *self.command,
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 env=_WAIT_ASLEEP | os.environ,
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        loop = asyncio.get_running_loop()
+        self._transport, reports = await loop.create_connection(
+            lambda: _Reports(self._handle), sock=ours
+        )
         self._send(self._options)
-        return reader
+        return reports
 
-    async def _watch(self, reader: asyncio.StreamReader) -> None:
-        """Take in reports for as long as an engine lives; start another when it dies at work."""
+    async def _watch(self, reports: _Reports) -> None:
+        """Start another engine whenever one dies at work."""
         try:
             while True:
-                await self._receive(reader)
+                await reports.closed
+                self._hang_up()
                 code = await self._process.wait() if self._process else None
                 self._tell_all(EngineError(f"the engine process ended (exit code {code})"))
                 if self.info is None:
@@ -201,20 +250,11 @@ class EngineLink:
                 self._engine_state = "recovering"
                 self._loaded.clear()
                 await asyncio.sleep(_PAUSE_BEFORE_RESTART)
-                reader = await self._launch()
+                reports = await self._launch()
         except Exception as error:
             logger.exception("watching the engine failed")
             self._tell_all(EngineError("the engine was lost"))
             self._fail(f"the engine was lost: {error}")
-
-    async def _receive(self, reader: asyncio.StreamReader) -> None:
-        """Act on every report until the engine's end of the socket closes."""
-        unpacker = Unpacker()
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(1 << 16):
-                for body in unpacker.feed(data):
-                    self._handle(report_decoder.decode(body))
-        self._hang_up()
 
     def _handle(self, report: Report) -> None:
         match report:
@@ -223,27 +263,32 @@ class EngineLink:
                 self._deliver(report)
             case Ready():
                 self.info = report
+                if report.note:
+                    logger.info("%s", report.note)
                 self._engine_state = "ready"
                 self._loaded.set()
             case Failed():
                 self._fail(report.message)
 
     def _deliver(self, step: Step) -> None:
-        """Each event to the generator that waits for it; those of cancelled sequences to nobody."""
+        """Each event to the sink of its sequence; those of cancelled sequences to nobody."""
         for events in (step.started, step.tokens, step.finished):
             for event in events:
-                if inbox := self._inboxes.get(event.id):
-                    inbox.put_nowait(event)
+                if sink := self._sinks.get(event.id):
+                    sink(event)
+        for finished in step.finished:
+            self._sinks.pop(finished.id, None)
 
     def _tell_all(self, error: EngineError) -> None:
         self.gauges = Gauges()
-        for inbox in self._inboxes.values():
-            inbox.put_nowait(error)
+        sinks, self._sinks = self._sinks, {}
+        for sink in sinks.values():
+            sink(error)
 
     def _fail(self, message: str) -> None:
         if not self.failure.done():
             self.failure.set_result(EngineFailedError(message))
 
     def _hang_up(self) -> None:
-        if self._writer:
-            self._writer.close()
+        if self._transport:
+            self._transport.close()

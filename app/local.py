@@ -82,8 +82,10 @@ class LocalModel:
             )
         params = self._params(fields, len(prompt_ids))
         tape = Tape(secrets.token_urlsafe(16), len(prompt_ids))
+        salt = fields.cache_salt or ""
+        request = Generate(tape.id, prompt_ids, params, fields.priority, salt)
         try:
-            async for event in self._link.generate(Generate(tape.id, prompt_ids, params)):
+            async for event in self._link.generate(request):
                 tape.record(event)
                 if not isinstance(event, Started):
                     yield _client_event(tape)

@@ -47,7 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         try:
             yield
         finally:
-            await registry.close()
+            registry.close()
             await link.stop()
 
     app = FastAPI(

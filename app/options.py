@@ -38,7 +38,8 @@ def _fault(fault: Any) -> str:
 def with_options(kind: type[BaseSettings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one flag per field of `kind`; it gets those that were set in `flags`.
 
-    Flags are strings here: pydantic checks them like variables and the file, in one place.
+    Flags are strings here, unless they are switches: pydantic checks them like variables and the
+    file, in one place.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -66,18 +67,20 @@ def with_options(kind: type[BaseSettings]) -> Callable[[Callable[..., None]], Ca
 def _option(kind: type[BaseSettings], name: str) -> inspect.Parameter:
     field = kind.model_fields[name]
     default = "" if field.default is None else f" [default: {field.default}]"
+    flag = f"--{name.replace('_', '-')}"
+    switch = field.annotation is bool
     option = typer.Option(
-        f"--{name.replace('_', '-')}",
+        f"{flag}/--no-{flag.removeprefix('--')}" if switch else flag,
         help=f"{field.description}{default}",
         show_default=False,
-        metavar=_metavar(field.annotation),
+        metavar=None if switch else _metavar(field.annotation),
         rich_help_panel="Settings",
     )
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[str | None, option],
+        annotation=Annotated[(bool if switch else str) | None, option],
     )
 
 

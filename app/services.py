@@ -25,4 +25,9 @@ def services_of(request: Request) -> Services:
     return services
 
 
-ServicesDep = Annotated[Services, Depends(services_of)]
+async def _services(request: Request) -> Services:
+    """FastAPI runs a dependency that is not async in a thread: 0.3 ms before the first token."""
+    return services_of(request)
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -42,9 +42,9 @@ class EngineSettings(BaseSettings):
         description="smollm2-135m, a .gguf file, a directory with config.json, safetensors and "
         "tokenizer.json, or a hub id such as org/name.",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         "auto",
-        description="Precision of weights and KV cache; auto is the fastest here.",
+        description="Precision; auto is the fastest here that costs at most 2 % of perplexity.",
     )
     max_num_seqs: int = Field(64, ge=1, le=1024, description="Sequences decoded together.")
     max_step_tokens: int = Field(
@@ -54,7 +54,10 @@ class EngineSettings(BaseSettings):
         None, ge=2, description="Context length in tokens; by default the model's own."
     )
     kv_cache_memory: Bytes = Field(  # type: ignore[assignment]
-        "1GiB", ge=1, description="Memory for keys and values of past tokens."
+        "512MiB", ge=1, description="Memory for keys and values of past tokens."
+    )
+    prefix_cache: bool = Field(
+        True, description="Compute equal beginnings of prompts once, for all requests."
     )
 
     @field_validator("max_step_tokens")

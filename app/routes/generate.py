@@ -78,7 +78,12 @@ async def start(
     """Admit the request and begin its tape. Raises APIError."""
     admitted = await services.admission.admit(fields)
     return services.registry.create(
-        admitted.prompt_ids, admitted.params, on_disconnect or fields.on_disconnect, fields.grace
+        admitted.prompt_ids,
+        admitted.params,
+        on_disconnect or fields.on_disconnect,
+        fields.grace,
+        priority=fields.priority,
+        salt=fields.cache_salt or "",
     )
 
 

@@ -24,6 +24,7 @@ LogitBias = Annotated[
     BeforeValidator(_few),
     Field(max_length=sampling.MAX_LOGIT_BIAS),
 ]
+CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
 OnDisconnect = Literal["pause", "abort", "continue"]
 
 
@@ -89,6 +90,12 @@ class GenerateFields(BaseModel):
     )
     logprobs: Annotated[int, Range(0, sampling.MAX_LOGPROBS)] | None = Field(
         None, description="Log-probabilities, with this many of the likeliest alternatives."
+    )
+    priority: Annotated[int, Range(-1000, 1000)] = Field(
+        0, description="Lower goes first where requests wait for each other."
+    )
+    cache_salt: CacheSalt | None = Field(
+        None, description="Share cached beginnings of prompts only with requests that have it too."
     )
     on_disconnect: OnDisconnect = Field(
         "pause",

@@ -5,7 +5,7 @@ import logging
 import secrets
 from dataclasses import dataclass, field
 
-from app.engine_link import EngineError, EngineLink
+from app.engine_link import EngineError, EngineLink, Event
 from app.schemas.native import OnDisconnect
 from app.tapes.store import TapeStore
 from app.tapes.tape import Tape
@@ -17,12 +17,11 @@ logger = logging.getLogger("tickertape.tapes")
 
 @dataclass(slots=True, eq=False)
 class _Recording:
-    """A tape that is being written: the task that writes it, and its readers."""
+    """A tape that is being written, and how many read it."""
 
     tape: Tape
     on_disconnect: OnDisconnect
     grace: float
-    task: asyncio.Task[None] | None = None
     readers: int = 0
     deadline: asyncio.TimerHandle | None = None
 
@@ -47,28 +46,35 @@ class Registry:
         params: SamplingParams,
         on_disconnect: OnDisconnect = "pause",
         grace: float | None = None,
+        *,
+        priority: int = 0,
+        salt: str = "",
     ) -> Tape:
         """A new tape, and the generation that fills it. The id is 128 random bits."""
         tape = Tape(secrets.token_urlsafe(16), len(prompt_ids))
         self.store.add(tape)
         recording = _Recording(tape, on_disconnect, self.grace if grace is None else grace)
         self._recordings[tape.id] = recording
-        recording.task = asyncio.create_task(
-            self._record(tape, Generate(tape.id, prompt_ids, params))
+        self.link.submit(
+            Generate(tape.id, prompt_ids, params, priority, salt),
+            lambda event: self._record(recording, event),
         )
-        recording.task.add_done_callback(lambda _: self._forget(recording))
         return tape
 
-    async def _record(self, tape: Tape, request: Generate) -> None:
-        """Append what the engine yields; whatever happens, the tape gets its terminal entry."""
+    def _record(self, recording: _Recording, event: Event | EngineError) -> None:
+        """Append what the engine reports; whatever happens, the tape gets its terminal entry."""
+        tape = recording.tape
         try:
-            async for event in self.link.generate(request):
+            if isinstance(event, EngineError):
+                tape.finish("error", f"{event}; please try the request again")
+            else:
                 tape.record(event)
-        except EngineError as error:
-            tape.finish("error", f"{error}; please try the request again")
         except Exception:
             logger.exception("recording tape %s failed", tape.id)
             tape.finish("error", "an error of ours; the server's log says more")
+            self.link.cancel(tape.id)
+        if tape.end:
+            self._forget(recording)
 
     def _forget(self, recording: _Recording) -> None:
         self._cancel_deadline(recording)
@@ -80,11 +86,10 @@ class Registry:
 
     def cancel(self, tape_id: str, reason: FinishReason = "cancelled") -> None:
         """End a running tape: its readers get the terminal entry. One that has ended stays so."""
-        recording = self._recordings.get(tape_id)
-        if recording and recording.task:
-            # Here and not in the task: a cancel may reach that before its first line.
+        if recording := self._recordings.get(tape_id):
             recording.tape.finish(reason)
-            recording.task.cancel()
+            self.link.cancel(tape_id)
+            self._forget(recording)
 
     def attach(self, tape: Tape) -> None:
         """One more reader; a paused generation goes on."""
@@ -121,9 +126,7 @@ class Registry:
             recording.deadline.cancel()
             recording.deadline = None
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End every running tape with finish_reason 'shutdown'."""
-        tasks = [r.task for r in self._recordings.values() if r.task]
         for tape_id in list(self._recordings):
             self.cancel(tape_id, "shutdown")
-        await asyncio.gather(*tasks, return_exceptions=True)

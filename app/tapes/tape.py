@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from model.messages import Finished, FinishReason, Logprob, Started, Token
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One step of one sequence."""
 
     text: str
@@ -142,8 +143,9 @@ class Tape:
             self._wake()
 
     def _wake(self) -> None:
+        """Whoever waits goes on; who comes now waits for the next change."""
         self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed.clear()
 
     async def read(self, after: int = 0) -> AsyncIterator[list[Entry | End]]:
         """Batches of entries with numbers above `after`, as they come, until the terminal one.
@@ -151,7 +153,7 @@ class Tape:
         A reader that is behind gets all it has missed in one batch.
         """
         while True:
-            batch: list[Entry | End] = list(self.entries[after:])
+            batch: list[Entry | End] = [*self.entries[after:]]
             if self.end and after < self.last:
                 batch.append(self.end)
             if batch:

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import tokenizers
+import typer
 
 from tests.server import TICKERTAPE, RunningServer, free_port, running
 
@@ -108,6 +109,7 @@ def test_a_model_that_fails_in_the_engine_is_one_line(tmp_path: Path) -> None:
         (["--max-num-seqs", "600"], {}, "at least --max-num-seqs, which is 600"),
         (["--kv-cache-memory", "900000GiB"], {}, "more than this machine's memory"),
         ([], {"TICKERTAPE_PORT": "none"}, "TICKERTAPE_PORT"),
+        ([], {"TICKERTAPE_PREFIX_CACHE": "some"}, "--prefix-cache (or TICKERTAPE_PREFIX_CACHE)"),
     ],
 )
 def test_settings_that_are_none_are_named(
@@ -124,9 +126,15 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: str, words: str) 
     assert words in one_line(run("serve", cwd=tmp_path))
 
 
-def test_model_flags_and_a_url_exclude_each_other(server: RunningServer) -> None:
-    line = one_line(run("generate", "x", "--url", server.url, "--dtype", "float32"))
-    assert "--dtype" in line
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [(["--dtype", "float32"], "--dtype"), (["--no-prefix-cache"], "--prefix-cache")],
+)
+def test_model_flags_and_a_url_exclude_each_other(
+    server: RunningServer, flags: list[str], named: str
+) -> None:
+    line = one_line(run("generate", "x", "--url", server.url, *flags))
+    assert named in line
 
 
 def test_text_is_typed_as_it_is(server: RunningServer) -> None:
@@ -163,6 +171,20 @@ def test_a_flag_beats_the_environment_beats_the_file(
     monkeypatch.setenv("TICKERTAPE_HOST", "environment")
     settings = Settings(port=4)
     assert (settings.port, settings.host, settings.grace) == (4, "environment", 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "on"), [([], True), (["--no-prefix-cache"], False), (["--prefix-cache"], True)]
+)
+def test_a_switch_is_a_flag_of_its_own(flags: list[str], on: bool) -> None:
+    from app.options import load, with_options
+    from app.settings import EngineSettings
+
+    got = []
+    command = typer.Typer()
+    command.command()(with_options(EngineSettings)(lambda flags: got.append(flags)))
+    command(flags, standalone_mode=False)
+    assert load(EngineSettings, got[0]).prefix_cache is on
 
 
 def test_serve_answers_while_it_loads_and_ends_with_code_0(tmp_path: Path) -> None:

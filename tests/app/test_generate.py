@@ -64,8 +64,8 @@ async def test_every_stream_has_the_shape_of_the_contract(http: httpx.AsyncClien
 
 
 async def test_the_answer_has_the_original_fields(http: httpx.AsyncClient) -> None:
-    response = await http.post("/generate", json={"prompt": "The capital of France is", **GREEDY})
-    answer = response.json()
+    body = {"prompt": "The capital of France is", "ignore_eos": True, **GREEDY}
+    answer = (await http.post("/generate", json=body)).json()
     assert answer.keys() == {"generated_text", "finish_reason", "usage", "timings", "tape"}
     assert "Paris" in answer["generated_text"]
     assert answer["finish_reason"] == "length"
@@ -94,6 +94,29 @@ async def test_token_ids_decode_to_the_text(http: httpx.AsyncClient, tokenizer: 
     _, text, frames = await stream(http, prompt="🎉🎊🥳", max_length=60, temperature=1.5, seed=3)
     ids = [i for f in frames if f.event == "token" for i in json.loads(f.data or "")["token_ids"]]
     assert tokenizer.decode(ids) == text
+
+
+async def test_a_repeated_prompt_is_found_in_the_cache(http: httpx.AsyncClient) -> None:
+    """Three ways in; the salt decides who shares."""
+    body = {"prompt": "One two three four five six. " * 8, "temperature": 0, "max_length": 4}
+
+    async def cached(salt: str | None) -> tuple[int, str]:
+        fields = body | ({"cache_salt": salt} if salt else {})
+        answer = (await http.post("/generate", json=fields)).json()
+        assert answer["usage"]["prompt_tokens"] > 32
+        return answer["usage"]["cached_tokens"], answer["generated_text"]
+
+    none, text = await cached("of this test")
+    assert none == 0
+    found, again = await cached("of this test")
+    assert found >= 32
+    assert again == text
+    assert (await cached("another"))[0] == 0
+    streamed = await http.get("/generate", params=body | {"cache_salt": "another"})
+    assert json.loads(parse_frames(streamed.text)[-1].data or "")["usage"]["cached_tokens"] == found
+    created = await http.post("/v1/tapes", json=body | {"cache_salt": "another", "priority": -5})
+    whole = await http.get(created.headers["Location"])
+    assert json.loads(parse_frames(whole.text)[-1].data or "")["usage"]["cached_tokens"] == found
 
 
 async def test_tokens_come_one_after_another(http: httpx.AsyncClient) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,6 +111,15 @@ def test_frames_carry_every_entry_once_however_they_are_grouped(
     assert numbers == sorted(set(numbers))
     assert numbers[-1] == tape.last
     assert [frame.event for frame in frames].count("done") == 1
+
+
+@given(st.text(max_size=20), st.integers(0, 1 << 20), st.integers(1, 1 << 20))
+def test_a_frame_of_one_token_is_as_any_other(text: str, token_id: int, number: int) -> None:
+    """It is put together in another way, for speed."""
+    entry = Entry(text, token_id)
+    (frame,) = parse_frames(native.frames(TAPE_ID, number, [entry]).decode())
+    assert (frame.id, frame.event) == (f"{TAPE_ID}:{number}", "token")
+    assert frame.data == orjson.dumps(native.token_data([entry])).decode()
 
 
 def test_text_of_any_kind_stays_one_line() -> None:
