@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check format bench clean
+.PHONY: help setup run test test-fast soak check format bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,11 +20,14 @@ setup: $(VENV)/.run ## install what serving needs: .venv, pinned packages, the d
 run: $(VENV)/.run ## serve on HOST:PORT (127.0.0.1:8000) the MODEL (smollm2-135m); flags in ARGS
 	@$(BIN)/tickertape serve $(FLAGS) $(ARGS)
 
-test: $(VENV)/.test ## all tests: about 9 minutes on two cores
+test: $(VENV)/.test ## all tests: about 11 minutes on two slow cores
 	@$(BIN)/pytest $(ARGS)
 
 test-fast: $(VENV)/.test ## the tests that need neither a server nor a browser
 	@$(BIN)/pytest tests/model --ignore tests/model/test_correctness.py $(ARGS)
+
+soak: $(VENV)/.test ## 10,000 requests that come and leave at random; prints how memory grows
+	@$(BIN)/pytest tests/e2e/test_many_requests.py --requests 10000 -s $(ARGS)
 
 check: $(VENV)/.test ## ruff, ruff format and mypy
 	@$(BIN)/ruff check .

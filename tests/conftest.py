@@ -17,6 +17,12 @@ from model.tokenizer import Tokenizer
 from tests.server import RunningServer, running
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--requests", type=int, default=2000, help="of tests/e2e/test_many_requests.py"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compiled() -> None:
     """No server of a test shall change its arithmetic in the middle: the kernels come first."""
