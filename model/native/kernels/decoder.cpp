@@ -14,6 +14,7 @@
 #include "memory.h"
 #include "simd.h"
 #include "threads.h"
+#include "tiles.h"
 
 namespace tickertape {
 
@@ -74,7 +75,7 @@ class Decoder {
           query_(size_t(shape.max_rows) * query_width()),
           query_scale_(size_t(shape.max_rows) * shape.heads),
           query_start_(size_t(shape.max_rows) * shape.heads),
-          input_(shape.max_rows, shape.max_rows / kTileRows + 1 + shape.threads,
+          input_(shape.max_rows, shape.max_rows / kMostRows + 1 + shape.threads,
                  std::max({shape.hidden, shape.inner, query_width()})),
           best_(size_t(shape.threads) * shape.max_outputs),
           logits_(size_t(shape.max_outputs) * shape.vocab),
@@ -138,8 +139,9 @@ class Decoder {
     void plan() {
         const int members = team_.size();
         by_rows_ = members > 1 && step_->rows >= kRowsToShare * members;
-        tiling_ = Tiling(step_->rows, by_rows_ ? members : 1);
-        output_tiling_ = Tiling(step_->outputs, 1);
+        tiling_ = Tiling(step_->rows, highest_tile(step_->rows, has_tiles_),
+                         by_rows_ ? members : 1);
+        output_tiling_ = Tiling(step_->outputs, highest_tile(step_->outputs, has_tiles_), 1);
         chunk_of_.clear();
         positions_.clear();
         for (int chunk = 0; chunk < step_->chunks; ++chunk)
@@ -445,6 +447,7 @@ class Decoder {
     // ---- one member's way through the step
 
     void walk(int member) {
+        const TileRegisters tiles(has_tiles_);
         int phase = 0;
         each_row(phase, member,
                  [&](int m, int) { embedding_table().row(step_->tokens[m], x(m)); });
@@ -473,6 +476,7 @@ class Decoder {
         if (member == 0) choose_best();
     }
 
+    const bool has_tiles_ = ask_for_tiles();
     Team team_;
     Buffer<float> x_, wide_, attended_;
     Buffer<int8_t> query_;

@@ -9,6 +9,7 @@
 
 #include "activations.h"
 #include "simd.h"
+#include "tiles.h"
 #include "weights.h"
 
 #ifdef TICKERTAPE_AVX512
@@ -16,11 +17,14 @@
 #else
 #include "products_avx2.h"
 #endif
+#ifdef TICKERTAPE_AMX
+#include "products_amx.h"
+#endif
 
 namespace tickertape {
 
 using MultiplyTile = void (*)(const uint8_t* panel, const int8_t* q, const float* scales,
-                              const int32_t* starts, int inputs, int stride, Ahead ahead,
+                              const int32_t* starts, int inputs, Ahead ahead,
                               float* out);
 
 template <int... Rows>
@@ -33,12 +37,25 @@ constexpr auto four_bit_tiles(std::integer_sequence<int, Rows...>) {
     return std::array<MultiplyTile, sizeof...(Rows)>{multiply_tile_four_bits<Rows + 1>...};
 }
 
-inline constexpr auto kTiles = tiles(std::make_integer_sequence<int, kTileRows>());
+// The most rows of a tile in a batch of so many, with the tile registers of AMX or without.
+inline int highest_tile(int rows, bool has_tiles) {
+    return has_tiles && rows > kFewRows ? kTileRows : kMostRows;
+}
+
+inline constexpr auto kTiles = tiles(std::make_integer_sequence<int, kMostRows>());
 inline constexpr auto kFourBitTiles = four_bit_tiles(std::make_integer_sequence<int, kFewRows>());
 
 // Whether a product with so many rows reads the four-bit form.
 inline bool reads_four_bits(const Weights& weights, int rows) {
     return weights.has_four_bits() && (kFourBitsAlone || rows <= kFewRows);
+}
+
+inline MultiplyTile tile_product(bool four_bits, const Tiling& tiling, int height) {
+    if (four_bits) return kFourBitTiles[height - 1];
+#ifdef TICKERTAPE_AMX
+    if (tiling.highest() > kMostRows) return multiply_tile_amx;
+#endif
+    return kTiles[height - 1];
 }
 
 // The product of one panel with every `step`th of the tiles [first, last); `use(m, y)` takes each row's
@@ -60,9 +77,9 @@ void multiply_panel(const Weights& weights, int panel, int next, const Activatio
     for (int tile = first; tile < last; tile += step, ahead += steps * stride) {
         const int from = tiling.first(tile), height = tiling.height(tile);
         if (height == 0) continue;
-        const MultiplyTile multiply = four ? kFourBitTiles[height - 1] : kTiles[height - 1];
-        multiply(at(panel), x.tile(tile), x.scales(from), x.starts(from), inputs, x.groups(),
-                 Ahead{ahead, stride}, out);
+        tile_product(four, tiling, height)(at(panel), x.tile(tile), x.scales(tile),
+                                           x.starts(tile), inputs,
+                                           Ahead{ahead, stride}, out);
         for (int m = 0; m < height; ++m) {
             float* y = out + m * kPanel;
             for (int n = 0; n < kPanel; n += kLanes)

@@ -12,7 +12,8 @@
 
 namespace tickertape {
 
-constexpr int kFewRows = kTileRows;  // 4-bit weights are read as such by any batch
+constexpr int kFewRows = kTileRows;   // 4-bit weights are read as such by any batch
+constexpr int kMostRows = kTileRows;  // as many as the registers hold sums for
 
 // out[0 .. kLanes) += sum * scale, or = where it is the first.
 inline void add_scaled(Ints sum, float scale, bool first, float* out) {
@@ -21,10 +22,9 @@ inline void add_scaled(Ints sum, float scale, bool first, float* out) {
 }
 
 // `Rows` rows of activations times one panel, scaled by the activations' scales only: out [Rows][kPanel].
-// `stride`: from one row's scales to the next's.
 template <int Rows>
 inline void multiply_tile(const uint8_t* panel, const int8_t* q, const float* scales,
-                          const int32_t*, int inputs, int stride, Ahead ahead, float* out) {
+                          const int32_t*, int inputs, Ahead ahead, float* out) {
     // So many vectors of outputs at a time as the registers hold sums for.
     constexpr int kVectors = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
     for (int column = 0; column < kPanel; column += kVectors * kLanes)
@@ -43,7 +43,7 @@ inline void multiply_tile(const uint8_t* panel, const int8_t* q, const float* sc
                     left[v] = Left::load(w + k * kPanel + v * kLanes * 4);
 #pragma GCC unroll 6
                 for (int m = 0; m < Rows; ++m) {
-                    const Right right = Right::all(x + k * kTileRows + m * 4);
+                    const Right right = Right::all(x + m * kGroup + k);
 #pragma GCC unroll 4
                     for (int v = 0; v < kVectors; ++v) add_products(sum[m][v], left[v], right);
                 }
@@ -53,7 +53,7 @@ inline void multiply_tile(const uint8_t* panel, const int8_t* q, const float* sc
             for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 4
                 for (int v = 0; v < kVectors; ++v)
-                    add_scaled(sum[m][v], scales[m * stride + g], g == 0,
+                    add_scaled(sum[m][v], scales[g * kTileRows + m], g == 0,
                                out + m * kPanel + column + v * kLanes);
         }
 }
@@ -76,13 +76,13 @@ inline void multiply_four_bits(const uint8_t* nibbles, const int8_t* x, __m256i 
 #pragma GCC unroll 6
     for (int m = 0; m < Rows; ++m) sum[m][0] = sum[m][1] = _mm256_setzero_si256();
 #pragma GCC unroll 1
-    for (int k = 0; k < kFourGroup; k += 4, nibbles += 32, x += 4 * kTileRows) {
+    for (int k = 0; k < kFourGroup; k += 4, nibbles += 32, x += 4) {
         const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(nibbles));
         const __m256i w[2] = {_mm256_and_si256(both, low),
                               _mm256_and_si256(_mm256_srli_epi16(both, 4), low)};
 #pragma GCC unroll 6
         for (int m = 0; m < Rows; ++m) {
-            const Right right = Right::all(x + m * 4);
+            const Right right = Right::all(x + m * kGroup);
             add_pairs(sum[m][0], w[0], right.v);
             add_pairs(sum[m][1], w[1], right.v);
         }
@@ -101,7 +101,7 @@ inline __m256i factors(const uint8_t* pairs, int half) {
 // As `multiply_tile`, for a panel in 4 bits.
 template <int Rows>
 inline void multiply_tile_four_bits(const uint8_t* panel, const int8_t* q, const float* scales,
-                                    const int32_t* starts, int inputs, int stride, Ahead ahead,
+                                    const int32_t* starts, int inputs, Ahead ahead,
                                     float* out) {
     for (int column = 0; column < kPanel; column += 2 * kLanes)
         for (int g = 0; g < inputs / kGroup; ++g, panel += FourBits::kPieceBytes) {
@@ -111,13 +111,13 @@ inline void multiply_tile_four_bits(const uint8_t* panel, const int8_t* q, const
                 const __m256i b = Ints::load(panel + FourBits::kFactorBytes / 2 + v * 32).v;
 #pragma GCC unroll 6
                 for (int m = 0; m < Rows; ++m)
-                    total[m][v].v = _mm256_madd_epi16(b, _mm256_set1_epi32(starts[m * stride + g]));
+                    total[m][v].v = _mm256_madd_epi16(b, _mm256_set1_epi32(starts[g * kTileRows + m]));
             }
 #pragma GCC unroll 2
             for (int part = 0; part < 2; ++part) {
                 __m256i sum[Rows][2];
                 multiply_four_bits<Rows>(panel + FourBits::kFactorBytes + part * kFourGroup * 8,
-                                         q + (g * kGroup + part * kFourGroup) * kTileRows, sum);
+                                         q + g * kGroup * kTileRows + part * kFourGroup, sum);
 #pragma GCC unroll 2
                 for (int v = 0; v < 2; ++v) {
                     const __m256i a = factors(panel + v * 32, part);
@@ -132,7 +132,7 @@ inline void multiply_tile_four_bits(const uint8_t* panel, const int8_t* q, const
             for (int m = 0; m < Rows; ++m)
 #pragma GCC unroll 2
                 for (int v = 0; v < 2; ++v)
-                    add_scaled(total[m][v], scales[m * stride + g], g == 0,
+                    add_scaled(total[m][v], scales[g * kTileRows + m], g == 0,
                                out + m * kPanel + column + v * kLanes);
         }
 }

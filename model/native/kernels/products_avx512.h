@@ -15,7 +15,8 @@
 
 namespace tickertape {
 
-constexpr int kFewRows = 8;  // up to so many, reading the weights is what takes the time
+constexpr int kFewRows = 8;   // up to so many, reading the weights is what takes the time
+constexpr int kMostRows = 12;  // as many as the registers hold sums for
 
 // out[0 .. 16) += sum * scale, or = where it is the first.
 inline void add_scaled(__m512i sum, float scale, bool first, float* out) {
@@ -24,16 +25,15 @@ inline void add_scaled(__m512i sum, float scale, bool first, float* out) {
 }
 
 // `Rows` rows of activations times one panel, scaled by the activations' scales only: out [Rows][kPanel].
-// `stride`: from one row's scales to the next's.
 template <int Rows>
 inline void multiply_tile(const uint8_t* panel, const int8_t* q, const float* scales,
-                          const int32_t* starts, int inputs, int stride, Ahead ahead, float* out) {
+                          const int32_t* starts, int inputs, Ahead ahead, float* out) {
     const int groups = inputs / kGroup;
     for (int g = 0; g < groups; ++g) {
         __m512i sum[Rows][2];
 #pragma GCC unroll 12
         for (int m = 0; m < Rows; ++m)
-            sum[m][0] = sum[m][1] = _mm512_set1_epi32(starts[m * stride + g]);
+            sum[m][0] = sum[m][1] = _mm512_set1_epi32(starts[g * kTileRows + m]);
         const uint8_t* w = panel + size_t(g) * kGroup * kPanel;
         const int8_t* a = q + g * kGroup * kTileRows;
         for (int k = 0; k < kGroup; k += 4) {
@@ -43,7 +43,7 @@ inline void multiply_tile(const uint8_t* panel, const int8_t* q, const float* sc
 #pragma GCC unroll 12
             for (int m = 0; m < Rows; ++m) {
                 int32_t four;
-                std::memcpy(&four, a + k * kTileRows + m * 4, 4);
+                std::memcpy(&four, a + m * kGroup + k, 4);
                 const __m512i x = _mm512_set1_epi32(four);
                 add_unsigned_products(sum[m][0], w0, x);
                 add_unsigned_products(sum[m][1], w1, x);
@@ -51,8 +51,8 @@ inline void multiply_tile(const uint8_t* panel, const int8_t* q, const float* sc
         }
 #pragma GCC unroll 12
         for (int m = 0; m < Rows; ++m) {
-            add_scaled(sum[m][0], scales[m * stride + g], g == 0, out + m * kPanel);
-            add_scaled(sum[m][1], scales[m * stride + g], g == 0, out + m * kPanel + 16);
+            add_scaled(sum[m][0], scales[g * kTileRows + m], g == 0, out + m * kPanel);
+            add_scaled(sum[m][1], scales[g * kTileRows + m], g == 0, out + m * kPanel + 16);
         }
     }
 }
@@ -75,7 +75,7 @@ inline void expand(__m512i nibbles, __m512i a, __m512i b, __m512i& first, __m512
 // As `multiply_tile`, reading the panel's four-bit form; the same result to the last bit.
 template <int Rows>
 inline void multiply_tile_four_bits(const uint8_t* panel, const int8_t* q, const float* scales,
-                                    const int32_t* starts, int inputs, int stride, Ahead ahead,
+                                    const int32_t* starts, int inputs, Ahead ahead,
                                     float* out) {
     const int groups = inputs / kGroup;
     const __m512i low_words = _mm512_set1_epi32(0x01000100), high_words = _mm512_set1_epi32(0x03020302);
@@ -86,9 +86,9 @@ inline void multiply_tile_four_bits(const uint8_t* panel, const int8_t* q, const
         __m512i sum[Rows][2];
 #pragma GCC unroll 8
         for (int m = 0; m < Rows; ++m)
-            sum[m][0] = sum[m][1] = _mm512_set1_epi32(starts[m * stride + g]);
+            sum[m][0] = sum[m][1] = _mm512_set1_epi32(starts[g * kTileRows + m]);
         for (int part = 0; part < kGroup / kFourGroup; ++part) {
-            const int8_t* x = q + (g * kGroup + part * kFourGroup) * kTileRows;
+            const int8_t* x = q + g * kGroup * kTileRows + part * kFourGroup;
 #pragma GCC unroll 2
             for (int half = 0; half < 2; ++half, panel += kFourVectors * 64) {
                 const __m512i both = _mm512_load_si512(panel);
@@ -104,7 +104,7 @@ inline void multiply_tile_four_bits(const uint8_t* panel, const int8_t* q, const
 #pragma GCC unroll 2
                         for (int i = 0; i < 2; ++i) {
                             int32_t four;
-                            std::memcpy(&four, x + (2 * v + i) * 4 * kTileRows + m * 4, 4);
+                            std::memcpy(&four, x + m * kGroup + (2 * v + i) * 4, 4);
                             add_unsigned_products(sum[m][half], w[i], _mm512_set1_epi32(four));
                         }
                 }
@@ -112,8 +112,8 @@ inline void multiply_tile_four_bits(const uint8_t* panel, const int8_t* q, const
         }
 #pragma GCC unroll 8
         for (int m = 0; m < Rows; ++m) {
-            add_scaled(sum[m][0], scales[m * stride + g], g == 0, out + m * kPanel);
-            add_scaled(sum[m][1], scales[m * stride + g], g == 0, out + m * kPanel + 16);
+            add_scaled(sum[m][0], scales[g * kTileRows + m], g == 0, out + m * kPanel);
+            add_scaled(sum[m][1], scales[g * kTileRows + m], g == 0, out + m * kPanel + 16);
         }
     }
 }

@@ -23,9 +23,12 @@
 
 namespace tickertape {
 
-// 2^x for x <= 0, relative error below 2e-7; 0 for -inf. Polynomial on [-0.5, 0.5].
+// 2^x for x <= 0, relative error below 2e-7; 0 below 2^-126, where floats lose digits and processors
+// become slow. Polynomial on [-0.5, 0.5].
 inline Floats exp2_nonpositive(Floats x) {
-    x = max(Floats::all(-200.0f), x);  // in this order a NaN stays a NaN
+    const Floats least = Floats::all(-126.0f);
+    const Mask vanishes = less(x, least);
+    x = max(least, x);  // in this order a NaN stays a NaN
     const Floats whole = nearest(x);
     const Floats r = x - whole;
     Floats p = Floats::all(1.5403530e-4f);
@@ -35,7 +38,7 @@ inline Floats exp2_nonpositive(Floats x) {
     p = fused(p, r, Floats::all(2.4022651e-1f));
     p = fused(p, r, Floats::all(6.9314718e-1f));
     p = fused(p, r, Floats::all(1.0f));
-    return scaled(p, whole);
+    return select(vanishes, Floats::all(0.0f), scaled(p, whole));
 }
 
 // x / (1 + e^-x)

@@ -43,7 +43,15 @@ struct Ints {
     void store(void* to) const { _mm512_storeu_si512(to, v); }
     // Sums wrap: what a NaN is converted to would overflow.
     friend Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
-    int32_t sum() const { return _mm512_reduce_add_epi32(v); }
+    // Not the intrinsic that reduces: it adds plain ints, which must not overflow.
+    int32_t sum() const {
+        const __m256i half =
+            _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+        const __m128i quarter =
+            _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+        const __m128i eighth = _mm_add_epi32(quarter, _mm_shuffle_epi32(quarter, 0x4e));
+        return _mm_cvtsi128_si32(_mm_add_epi32(eighth, _mm_shuffle_epi32(eighth, 0xb1)));
+    }
 };
 
 struct Floats {
