@@ -11,8 +11,9 @@ from torch import Tensor
 class Logits:
     """Scores of the next token, one row for each sequence that samples.
 
-    `rows` (R, vocabulary) is float32 and only valid until the next step. `best` (R) is each row's
-    argmax. `finite` (R) is false for a row that holds NaN or infinity: that sequence has failed.
+    `rows` (R, vocabulary) is float32 and only valid until the next step; where the request wants
+    nothing but the argmax (`plain`), a row may hold anything. `best` (R) is each row's argmax.
+    `finite` (R) is false for a row that holds NaN or infinity: that sequence has failed.
     """
 
     rows: Tensor

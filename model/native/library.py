@@ -43,7 +43,7 @@ class Step(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 *("tokens", "chunk_start", "chunk_rows", "tables", "table_at", "output_rows"),
-                *("best", "best_score"),
+                *("only_best", "best", "best_score"),
             )
         ),
     ]

@@ -114,13 +114,18 @@ class NativeRunner:
             self._library.tickertape_copy_block(self._handle, source, target)
         ends = list(accumulate(chunk.count for chunk in chunks))
         rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples]
-        logits = self.compute(chunks, rows)
+        plain = [chunk.request.params.plain for chunk in chunks if chunk.samples]
+        logits = self.compute(chunks, rows, plain)
         for chunk in chunks:
             chunk.request.num_computed += chunk.count
         return logits
 
-    def compute(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> Logits:
+    def compute(
+        self, chunks: Sequence[Chunk], rows: Sequence[int], only_best: Sequence[bool] | None = None
+    ) -> Logits:
         """Compute every chunk; return the logits of the given rows of the step.
+
+        Of the rows for which `only_best` is true only the argmax: the others are not written.
 
         Raises ValueError for a step that is larger than the sizes given at the start.
         """
@@ -134,6 +139,7 @@ class NativeRunner:
             "tables": _ints(chain.from_iterable(tables)),
             "table_at": _ints(accumulate(map(len, tables[:-1]), initial=0)),
             "output_rows": _ints(rows),
+            "only_best": _ints(only_best or [False] * len(rows)),
             "best": self._best,
             "best_score": self._best_score,
         }

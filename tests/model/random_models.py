@@ -16,6 +16,7 @@ from model.kv_cache import BLOCK_SIZE, KVCache
 from model.native.runner import NativeRunner
 from model.request import Request
 from model.runner import TorchRunner
+from model.sampling import SamplingParams
 from model.scheduler import Chunk
 from model.weights import Weights
 from tests.model.harness import CPU, greedy
@@ -172,9 +173,12 @@ class RandomModel:
         return Weights(self.tensors.items(), torch.float32, CPU)
 
 
-def request(token_ids: list[int], block_table: list[int]) -> Request:
+def request(
+    token_ids: list[int], block_table: list[int], params: SamplingParams | None = None
+) -> Request:
     """A sequence whose tokens are all given, in blocks of its own."""
-    made = Request("test", list(token_ids), greedy(1), cast(Detokenizer, None), arrived=0.0)
+    wishes = params or greedy(1)
+    made = Request("test", list(token_ids), wishes, cast(Detokenizer, None), arrived=0.0)
     made.block_table = list(block_table)
     return made
 

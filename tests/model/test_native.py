@@ -14,6 +14,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.kv_cache import BLOCK_SIZE
 from model.native.runner import NativeRunner, bytes_per_block, unsupported
+from model.sampling import SamplingParams
 from model.scheduler import Chunk
 from tests.model.emulation import emulated_logits
 from tests.model.random_models import (
@@ -180,6 +181,24 @@ def test_a_step_may_give_no_logits(crowd: Crowd) -> None:
     rows = compute(crowd.runner, [Chunk(one, 40, 50)])[0]
     assert torch.equal(rows, crowd.alone[0][40:])
     assert crowd.runner.compute([], []).best == []
+
+
+def test_where_the_argmax_is_enough_no_logits_are_written(crowd: Crowd) -> None:
+    """They would be an eighth of a large step's memory traffic."""
+    first = request(crowd.tokens[3], [crowd.blocks - 1])
+    before = compute(crowd.runner, [Chunk(first, 0, 3)])[0]
+    wishes = [SamplingParams(max_tokens=1, seed=0, temperature=t) for t in (0.0, 1.0, 0.0)]
+    size = blocks_for(POSITIONS)
+    requests = [
+        request(crowd.tokens[i], list(range(i * size, (i + 1) * size)), params)
+        for i, params in enumerate(wishes)
+    ]
+    for one in requests:
+        crowd.runner.compute([Chunk(one, 0, POSITIONS - 1)], [])
+    logits = crowd.runner.run([Chunk(one, POSITIONS - 1, 1) for one in requests])
+    assert list(logits.best) == [int(crowd.alone[i][-1].argmax()) for i in range(3)]
+    assert all(logits.finite)
+    assert torch.equal(logits.rows, torch.stack([before[0], crowd.alone[1][-1], before[2]]))
 
 
 def test_a_step_beyond_the_sizes_given_at_the_start_is_refused(crowd: Crowd) -> None:

@@ -33,6 +33,7 @@ struct Step {
     const int32_t* tables;       // block tables, one after another
     const int32_t* table_at;     // [chunks] where each chunk's table begins
     const int32_t* output_rows;  // [outputs] rows whose logits are wanted
+    const int32_t* only_best;    // [outputs] not 0: their argmax is enough
     int32_t* best;               // [outputs] argmax
     float* best_score;           // [outputs] NaN where the row has failed
 };
@@ -410,7 +411,7 @@ class Decoder {
                 const int left = std::clamp(shape_.vocab - first, 0, kLanes);
                 const Mask real = Mask::between(0, left);
                 const Floats scores = y(n);
-                scores.store(row + first, left);
+                if (!step_->only_best[m]) scores.store(row + first, left);
                 best[m].failed = best[m].failed | (real & not_finite(scores));
                 const Mask better = real & less(best[m].score, scores);
                 best[m].score = select(better, scores, best[m].score);
@@ -569,7 +570,7 @@ void tickertape_copy_block(Decoder* decoder, int32_t from, int32_t to) {
     decoder->cache_.copy_block(decoder->shape_.layers, from, to);
 }
 
-// [max_outputs][vocab]: of the last step, its outputs.
+// [max_outputs][vocab]: of the last step, its outputs, but for those whose argmax was enough.
 const float* tickertape_logits(const Decoder* decoder) { return decoder->logits(); }
 
 // Bytes of weights that a step with a single row reads.

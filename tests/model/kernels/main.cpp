@@ -83,10 +83,11 @@ void step(Decoder* decoder, const Shape& s, std::vector<int>& lengths, const std
             outputs.push_back(int(tokens.size()) - 1);
     }
     std::vector<float> score(outputs.size());
-    std::vector<int32_t> best(outputs.size());
+    std::vector<int32_t> best(outputs.size()), only_best(outputs.size());
+    for (int32_t& only : only_best) only = pick(0, 1);
     const Step step{int(tokens.size()), int(counts.size()), int(outputs.size()), tokens.data(),
                     start.data(), rows.data(), tables.data(), table_at.data(), outputs.data(),
-                    best.data(), score.data()};
+                    only_best.data(), best.data(), score.data()};
     tickertape_step(decoder, &step);
     for (int32_t token : best)
         if (token < 0 || token >= s.vocab) std::abort();
