@@ -25,6 +25,7 @@ from bench.bandwidth import read_bandwidth
 from bench.bare import BareRun
 from bench.figures import Answer, BenchError, figures
 from bench.load import Load
+from bench.server import compile_kernels
 from model.config import ModelConfig
 from model.engine import Engine
 from model.kv_cache import BLOCK_SIZE
@@ -48,6 +49,7 @@ class Bare:
         options = configuration(settings, path)
         self.ready: Ready
         self._engine: Engine
+        compile_kernels()
         self._engine, self.ready, _ = load_engine(options)
         self.config = checkpoint.config
         assumed = weights_read(self.config) * WEIGHT_BYTES[self.ready.dtype]

@@ -28,7 +28,7 @@ from bench.dialects import Native, OpenAI
 from bench.figures import BenchError
 from bench.plot import plot
 from bench.report import Report, show
-from bench.server import serving
+from bench.server import compile_kernels, serving
 from bench.stream import Target
 
 notes = Console(stderr=True, highlight=False)
@@ -132,6 +132,9 @@ class Session:
     async def measure(self, report: Report) -> None:
         """Fill in the report as results come. Raises BenchError."""
         with _progress() as say:
+            if not self.url:
+                say("the kernels are compiled, unless they are")
+                compile_kernels()
             if What.START in self.whats:
                 say("from process start to first token")
                 report.findings.append(

@@ -15,6 +15,7 @@ import httpx
 from bench.dialects import Native
 from bench.figures import BenchError
 from bench.stream import Target
+from model.native import library
 
 START_SECONDS = 120
 STOP_SECONDS = 15
@@ -26,6 +27,12 @@ class Server:
     target: Target
     process: subprocess.Popen[bytes]
     log: Path
+
+
+def compile_kernels() -> None:
+    """Compile them where it is possible: what serves until then is not to be measured."""
+    if library.obstacle() is None and library.cached() is None:
+        library.compile().wait()
 
 
 @contextlib.contextmanager
