@@ -91,6 +91,7 @@ BATCHED = {
                               num_hidden_layers=2), False),
     "4 bits": (config(num_hidden_layers=2, **heads(6, 2, 64)), True),
     "4 bits, multi-head": (config(num_hidden_layers=2, **heads(4, 4, 80)), True),
+    "8 bits, one KV head": (config(num_hidden_layers=2, **heads(9, 1, 128)), False),
 }  # fmt: skip
 
 

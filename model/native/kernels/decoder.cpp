@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "kv_cache.h"
 #include "matmul.h"
 #include "memory.h"
 #include "simd.h"
@@ -49,9 +50,10 @@ struct Layer {
     int window = 0;  // positions that a row sees, itself included; 0: all
 };
 
-// A few rows of one chunk, for one KV head and some of the query heads that read it.
+// Some query heads of rows of one chunk that read the same KV head: `count` of them from head `head` of
+// its group and row `row` on, row after row.
 struct AttentionTask {
-    int first_row, rows, kv_head, first_head, heads, chunk;
+    int chunk, kv_head, row, head, count;
 };
 
 // From so many rows for each thread on, threads share out the rows; with fewer, the outputs of each
@@ -83,7 +85,7 @@ class Decoder {
           own_rows_(shape.threads),
           reading_(shape.threads) {
         for (int i = 0; i < shape.threads; ++i) {
-            scratch_.emplace_back(shape.max_positions);
+            scores_.emplace_back(shape.max_positions);
             row_.emplace_back(std::max(shape.hidden, 2 * shape.head_dim));
         }
     }
@@ -99,6 +101,7 @@ class Decoder {
     int query_width() const { return shape_.heads * shape_.head_dim; }
     int key_width() const { return shape_.kv_heads * shape_.head_dim; }
     int qkv_width() const { return query_width() + 2 * key_width(); }
+    int group() const { return shape_.heads / shape_.kv_heads; }  // queries that share a KV head
     int wide_width() const { return std::max(qkv_width(), shape_.inner); }
 
     const float* logits() const { return logits_.data(); }
@@ -158,31 +161,31 @@ class Decoder {
         plan_attention();
     }
 
-    // Tasks of a tile lie together, those of a KV head within it too: they read the same keys.
+    // Tasks that read the same keys lie together.
     void plan_attention() {
-        const int group = shape_.heads / shape_.kv_heads;
-        const int height = std::max(1, kMaxQueries / group);
         tasks_.assign(by_rows_ ? team_.size() : 1, {});
-        for (int tile = 0; tile < tiling_.count(); ++tile)
-            for (int head = 0; head < shape_.kv_heads; ++head) {
-                const int end = tiling_.first(tile + 1);
-                for (int row = tiling_.first(tile), next; row < end; row = next) {
-                    next = row + 1;
-                    while (next < end && next < row + height && chunk_of_[next] == chunk_of_[row])
-                        ++next;
-                    add_tasks(tasks_[tile % tasks_.size()], row, next - row, head);
+        for (int chunk = 0, row = 0; chunk < step_->chunks; ++chunk) {
+            const int end = row + step_->chunk_rows[chunk];
+            for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head)
+                for (int m = row, next; m < end; m = next) {
+                    const int tile = tiling_.tile_of(m);
+                    next = std::min(end, tiling_.first(tile + 1));
+                    add_tasks(tasks_[tile % tasks_.size()], chunk, kv_head, m, next - m);
                 }
-            }
+            row = end;
+        }
     }
 
     // Too few rows to keep every thread busy: one task for each query head.
-    void add_tasks(std::vector<AttentionTask>& tasks, int row, int rows, int kv_head) {
-        const int group = shape_.heads / shape_.kv_heads;
+    void add_tasks(std::vector<AttentionTask>& tasks, int chunk, int kv_head, int row, int rows) {
         const bool few = step_->rows * shape_.kv_heads < 4 * team_.size();
-        const int heads = few ? 1 : std::min(group, kMaxQueries);
-        for (int first = 0; first < group; first += heads)
-            tasks.push_back({row, rows, kv_head, kv_head * group + first,
-                             std::min(heads, group - first), chunk_of_[row]});
+        const int queries = rows * group();
+        const int most = few ? 1 : most_queries(has_tiles_, shape_.head_dim);
+        const int count = (queries + most - 1) / most;
+        for (int i = 0; i < count; ++i) {
+            const int first = queries * i / count, next = queries * (i + 1) / count;
+            tasks.push_back({chunk, kv_head, row + first / group(), first % group(), next - first});
+        }
     }
 
     // ---- what the phases are made of
@@ -370,33 +373,36 @@ class Decoder {
     void attend_to(const AttentionTask& task, const AttentionTask* next, const Layer& layer,
                    int index, int member) {
         const int d = shape_.head_dim;
-        Query queries[kMaxQueries];
-        int count = 0;
-        for (int m = task.first_row; m < task.first_row + task.rows; ++m)
-            for (int head = task.first_head; head < task.first_head + task.heads; ++head) {
-                const size_t at = size_t(m) * shape_.heads + head;
-                const int end = positions_[m] + 1;
-                queries[count++] = {query_.data() + at * d, query_scale_[at], query_start_[at],
-                                    first_seen(layer, m), end, attended_.data() + at * d};
-            }
-        attend(cache_, index, task.kv_head, table(task.chunk), count, queries, scratch_[member],
-               upcoming(task, next, layer, member));
+        Query queries[kMostQueries];
+        for (int i = 0; i < task.count; ++i) {
+            const int m = task.row + (task.head + i) / group();
+            const int head = task.kv_head * group() + (task.head + i) % group();
+            const size_t at = size_t(m) * shape_.heads + head;
+            queries[i] = {query_.data() + at * d, query_scale_[at], query_start_[at],
+                          first_seen(layer, m), positions_[m] + 1, attended_.data() + at * d};
+        }
+        attend(past(task, index), task.count, queries, scores_[member],
+               upcoming(task, next, layer, index, member));
     }
 
     int first_seen(const Layer& layer, int m) const {
         return layer.window ? std::max(0, positions_[m] + 1 - layer.window) : 0;
     }
 
+    Past past(const AttentionTask& task, int index) {
+        return {&cache_, index, task.kv_head, table(task.chunk)};
+    }
+
     Upcoming upcoming(const AttentionTask& task, const AttentionTask* next, const Layer& layer,
-                      int member) {
+                      int index, int member) {
         Reading& before = reading_[member];
         const Reading now{&layer, task.chunk, task.kv_head};
         const bool cold = !(now == before);
         before = now;
         if (!next || (next->chunk == task.chunk && next->kv_head == task.kv_head))
-            return {cold, nullptr, 0, 0, 0};
-        const int m = next->first_row;
-        return {cold, table(next->chunk), next->kv_head, first_seen(layer, m) / kBlock,
+            return {cold, {}, 0, 0};
+        const int m = next->row;
+        return {cold, past(*next, index), first_seen(layer, m) / kBlock,
                 positions_[m] / kBlock + 1};
     }
 
@@ -485,7 +491,7 @@ class Decoder {
     Buffer<int32_t> query_start_;
     Activations input_;
     Buffer<Best> best_;
-    std::vector<AttentionScratch> scratch_;
+    std::vector<Scores> scores_;
     std::vector<Buffer<float>> row_;
     std::vector<int> chunk_of_, positions_;  // of each row
     std::vector<std::vector<AttentionTask>> tasks_;  // for each member, or one list for all

@@ -32,7 +32,7 @@ inline void multiply_tile_amx(const uint8_t* panel, const int8_t* q, const float
             clear_tile<kSums>();
             multiply_signed_signed<kSums, kRows, kMinusOffset>();
             multiply_signed_unsigned<kSums, kRows, kWeights>();
-            store_tile<kSums>(sums[g % 2]);
+            store_tile<kSums>(sums[g % 2], 64);
         };
         __m512 total[kTileSize];
 #pragma GCC unroll 16

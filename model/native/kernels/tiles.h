@@ -61,8 +61,8 @@ inline void load_tile(const void* from, int64_t stride) {
 }
 
 template <int Tile>
-inline void store_tile(void* to) {
-    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(Tile), "r"(to), "r"(int64_t{64}) : "memory");
+inline void store_tile(void* to, int64_t stride) {
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(Tile), "r"(to), "r"(stride) : "memory");
 }
 
 template <int Tile>

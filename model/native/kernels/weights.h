@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "prefetch.h"
 #include "simd.h"
 
 #ifdef TICKERTAPE_AVX512
@@ -187,14 +188,13 @@ struct Ahead {
     int stride;  // bytes for every four inputs of a panel that are multiplied
 
     void fetch() {
-        _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char*>(from + stride / 2), _MM_HINT_T1);
+        prefetch(from);
+        prefetch(from + stride / 2);
         from += stride;
     }
 
     void fetch(int steps) {
-        for (int at = 0; at < steps * stride; at += 64)
-            _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T1);
+        prefetch(from, size_t(steps) * stride);
         from += steps * stride;
     }
 };

@@ -1,0 +1,122 @@
+// The paged KV cache: signed bytes with one scale per position and KV head.
+//
+// Keys and values are both laid out so that a lane multiplies four of them. A block holds kBlock positions
+// of one KV head:
+//
+//     keys    [d / 4][kBlock][4]   stored with kOffset added (the left side of the product)
+//     values  [kBlock / 4][d][4]
+//     scales  keys [kBlock], values [kBlock]
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "memory.h"
+#include "prefetch.h"
+#include "simd.h"
+
+namespace tickertape {
+
+constexpr int kBlock = 16;
+constexpr int kAhead = 2;  // blocks between a prefetch and its use
+
+class KVCache {
+  public:
+    KVCache(int layers, int blocks, int kv_heads, int head_dim)
+        : blocks_(blocks),
+          kv_heads_(kv_heads),
+          head_dim_(head_dim),
+          record_(record_bytes(head_dim)),
+          data_(size_t(layers) * blocks * kv_heads * record_, true) {}
+
+    static size_t record_bytes(int head_dim) {
+        return size_t(2) * kBlock * head_dim + 2 * kBlock * sizeof(float);
+    }
+
+    uint8_t* record(int layer, int block, int kv_head) {
+        return data_.data() + ((size_t(layer) * blocks_ + block) * kv_heads_ + kv_head) * record_;
+    }
+    uint8_t* keys(uint8_t* record) const { return record; }
+    int8_t* values(uint8_t* record) const {
+        return reinterpret_cast<int8_t*>(record) + kBlock * head_dim_;
+    }
+    float* key_scales(uint8_t* record) const {
+        return reinterpret_cast<float*>(record + 2 * kBlock * head_dim_);
+    }
+    const float* key_scales(const uint8_t* record) const {
+        return reinterpret_cast<const float*>(record + 2 * kBlock * head_dim_);
+    }
+    float* value_scales(uint8_t* record) const { return key_scales(record) + kBlock; }
+
+    // Store position `slot` of a block.
+    void write(int layer, int block, int slot, int kv_head, const float* key, const float* value) {
+        uint8_t* at = record(layer, block, kv_head);
+        alignas(64) int8_t q[kMaxHeadDim];
+        key_scales(at)[slot] = quantized(key, q);
+        uint8_t* keys = this->keys(at) + slot * 4;
+        for (int d = 0; d < head_dim_; d += 4) {
+            uint32_t four;
+            std::memcpy(&four, q + d, 4);
+            four ^= kOffset * 0x01010101u;  // added in every byte
+            std::memcpy(keys + d * kBlock, &four, 4);
+        }
+        value_scales(at)[slot] = quantized(value, q);
+        int8_t* values = this->values(at) + slot / 4 * 4 * head_dim_ + slot % 4;
+        for (int d = 0; d < head_dim_; ++d) values[d * 4] = q[d];
+    }
+
+    // Fetch what `write` is about to touch.
+    void prefetch_slot(int layer, int block, int slot) {
+        for (int kv_head = 0; kv_head < kv_heads_; ++kv_head) {
+            uint8_t* at = record(layer, block, kv_head);
+            for (int d = 0; d < head_dim_; d += 4) __builtin_prefetch(keys(at) + d * kBlock, 1);
+            for (int i = 0; i < 4 * head_dim_; i += 64)
+                __builtin_prefetch(values(at) + slot / 4 * 4 * head_dim_ + i, 1);
+            __builtin_prefetch(key_scales(at), 1);
+            __builtin_prefetch(value_scales(at), 1);
+        }
+    }
+
+    void copy_block(int layers, int from, int to) {
+        for (int layer = 0; layer < layers; ++layer)
+            std::memcpy(record(layer, to, 0), record(layer, from, 0), kv_heads_ * record_);
+    }
+
+    int head_dim() const { return head_dim_; }
+
+    static constexpr int kMaxHeadDim = 512;
+
+  private:
+    float quantized(const float* x, int8_t* q) const {
+        const float largest = largest_magnitude(x, head_dim_);
+        quantize(x, head_dim_, largest > 0 ? 127 / largest : 0, q);
+        return largest / 127;
+    }
+
+    int blocks_, kv_heads_, head_dim_;
+    size_t record_;
+    Buffer<uint8_t> data_;
+};
+
+// What one sequence has in the cache: of one layer and KV head. Blocks are those of its table.
+struct Past {
+    KVCache* cache;
+    int layer, kv_head;
+    const int32_t* table;
+
+    int head_dim() const { return cache->head_dim(); }
+    uint8_t* record(int block) const { return cache->record(layer, table[block], kv_head); }
+    const uint8_t* keys(int block) const { return cache->keys(record(block)); }
+    const int8_t* values(int block) const { return cache->values(record(block)); }
+    const float* key_scales(int block) const { return cache->key_scales(record(block)); }
+    const float* value_scales(int block) const { return cache->value_scales(record(block)); }
+    // Blocks lie anywhere in memory, where no hardware prefetcher finds the next one.
+    void prefetch_block(int block) const {
+        prefetch(record(block), KVCache::record_bytes(head_dim()));
+    }
+};
+
+}  // namespace tickertape
