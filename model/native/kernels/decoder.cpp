@@ -59,7 +59,7 @@ struct AttentionTask {
 // From so many rows for each thread on, threads share out the rows; with fewer, the outputs of each
 // product. The first way reads all weights once per thread, the second hands every row from
 // thread to thread twice in each layer.
-constexpr int kRowsToShare = 16;
+constexpr int kRowsToShare = 12;
 
 enum LayerPhase { kAttentionNorm, kQkv, kRope, kAttention, kQuantizeAttended, kOut, kMlpNorm,
                   kGateUp, kQuantizeInner, kDown, kPhasesPerLayer };
@@ -127,13 +127,14 @@ class Decoder {
         Mask failed;  // where a score was NaN or infinite
     };
 
-    // What comes out of one panel for one row, its bias added.
+    // What comes out of one panel for one row, in the weights' scales and with its bias.
     struct Result {
         const float* y;
+        const float* scales;
         const float* bias;  // null where there is none
 
         Floats operator()(int n) const {
-            const Floats value = Floats::load(y + n);
+            const Floats value = Floats::load(y + n) * Floats::load(scales + n);
             return bias ? value + Floats::load(bias + n) : value;
         }
     };
@@ -271,8 +272,9 @@ class Decoder {
                   int step, Use&& use) {
         const float* bias =
             linear.bias.empty() ? nullptr : linear.bias.data() + size_t(panel) * kPanel;
+        const float* scales = linear.weights.scales(panel);
         multiply_panel(linear.weights, panel, next, input_, tiling, first, tiling.count(), step,
-                       [&](int m, const float* y) { use(m, panel, Result{y, bias}); });
+                       [&](int m, const float* y) { use(m, panel, Result{y, scales, bias}); });
     }
 
     // Rows of queries, keys and values, and of the MLP; as far apart whatever their width.
