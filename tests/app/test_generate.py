@@ -44,18 +44,21 @@ async def test_every_stream_has_the_shape_of_the_contract(http: httpx.AsyncClien
     assert response.headers["Content-Location"] == f"/v1/tapes/{tape}"
     opening, *tokens, done = parse_frames(response.text)
     assert (opening.retry, opening.id, opening.data) == ("1000", f"{tape}:0", None)
-    numbers = [frame.id for frame in (*tokens, done) if frame.comment is None]
-    assert numbers == [f"{tape}:{n}" for n in range(1, len(numbers) + 1)]
+    last = 0
     for frame in tokens:
         assert frame.event == "token"
         data = json.loads(frame.data or "")
         assert data.keys() == {"text", "token_ids", "index"}
+        # A reader that falls behind gets several tokens in one frame, named after the last.
+        last += len(data["token_ids"])
+        assert frame.id == f"{tape}:{last}"
+    assert done.id == f"{tape}:{last + 1}"
     assert done.event == "done"
     end = json.loads(done.data or "")
     assert end.keys() == {"finish_reason", "usage", "timings"}
     assert end["usage"] == {
         "prompt_tokens": 1,
-        "completion_tokens": len(tokens),
+        "completion_tokens": last,
         "cached_tokens": 0,
     }
     assert end["timings"].keys() == {"queue_ms", "ttft_ms", "total_ms", "tokens_per_second"}
