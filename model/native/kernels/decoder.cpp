@@ -59,7 +59,7 @@ struct AttentionTask {
 // From so many rows for each thread on, threads share out the rows; with fewer, the outputs of each
 // product. The first way reads all weights once per thread, the second hands every row from
 // thread to thread twice in each layer.
-constexpr int kRowsToShare = 12;
+constexpr int kRowsToShare = 10;
 
 enum LayerPhase { kAttentionNorm, kQkv, kRope, kAttention, kQuantizeAttended, kOut, kMlpNorm,
                   kGateUp, kQuantizeInner, kDown, kPhasesPerLayer };
@@ -247,9 +247,12 @@ class Decoder {
     void product(int& phase, const Linear& linear, int member, Use&& use) {
         const int panels = linear.weights.panels();
         if (by_rows_) {
-            for (int panel = 0; panel < panels; ++panel)
-                multiply(linear, panel, std::min(panel + 1, panels - 1), tiling_, member,
-                         team_.size(), use);
+            // Each begins at another place, so that memory is read once, by all of them together.
+            for (int i = 0, panel = member * panels / team_.size(); i < panels; ++i) {
+                const int next = panel + 1 < panels ? panel + 1 : 0;
+                multiply(linear, panel, next, tiling_, member, team_.size(), use);
+                panel = next;
+            }
             ++phase;
         } else {
             take_panels(phase, linear, tiling_, use);
