@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.server import compile_kernels
 from model import families
 from model.attention import Group, StepContext, additive_mask, visible
 from model.backends import NativeBackend, choose
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--dtype", nargs="+", default=names, choices=names)
     options = parser.parse_args()
+    compile_kernels()
     checkpoint = open_checkpoint(resolve(options.model))
     text = windows(checkpoint.tokenizer())
     measured: dict[str, float] = {}

@@ -76,8 +76,16 @@ def _latency(axes: Any, rows: Sequence[Row], name: str) -> None:
             )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_minor_formatter(_plain_numbers())
     axes.margins(y=0.15)
     _dress(axes, loads)
+
+
+def _plain_numbers() -> Any:
+    """20 and 60 between 10 and 100, not powers; none where there is no room."""
+    from matplotlib.ticker import LogFormatter
+
+    return LogFormatter(minor_thresholds=(1.6, 0.5))
 
 
 def _places(
