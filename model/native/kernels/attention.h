@@ -19,14 +19,6 @@
 
 namespace tickertape {
 
-// What is in the caches: whether this task's keys are not, as far as is known, and the blocks that
-// the next task will read, [next, last).
-struct Upcoming {
-    bool cold;
-    Past past;
-    int next, last;
-};
-
 // Attention of queries of one sequence that share a KV head.
 template <typename Products>
 void attend(Products products, Past past, const Query* queries, Scores& scratch,
@@ -39,7 +31,7 @@ void attend(Products products, Past past, const Query* queries, Scores& scratch,
     }
     const int first = begin / kSpan * kBlocksPerSpan, last = (end + kBlock - 1) / kBlock;
     const int head_dim = past.head_dim();
-    products.keys(past, first, last, queries, scratch, upcoming.cold);
+    products.keys(past, first, last, queries, scratch, upcoming);
     const float* key_scales = scratch.key_scales(past, first, last);
     Floats total[Products::kMost];
     float top[Products::kMost];
@@ -52,9 +44,7 @@ void attend(Products products, Past past, const Query* queries, Scores& scratch,
     float units[Products::kMost];
     for (int span = first; span < last; span += kBlocksPerSpan) {
         const int stop = std::min(span + kBlocksPerSpan, last);
-        // While these values are added, memory has nothing to do: it fetches for the next one.
-        for (int i = span; i < stop && upcoming.next < upcoming.last; ++i, ++upcoming.next)
-            upcoming.past.prefetch_block(upcoming.next);
+        for (int block = span; block < stop; ++block) upcoming.fetch_some(last - block);
         Floats value_scales[kVectorsPerSpan];
         for (int i = 0; i < kVectorsPerSpan; ++i) {
             const int block = span + i * kLanes / kBlock;

@@ -21,7 +21,8 @@ class TileProducts {
     explicit TileProducts(int count) : count_(count) {}
     int count() const { return count_; }
 
-    void keys(Past past, int first, int last, const Query* queries, Scores& scores, bool cold) const {
+    void keys(Past past, int first, int last, const Query* queries, Scores& scores,
+              Upcoming& upcoming) const {
         alignas(64) int8_t q[kMostHeadDim / 64][kTileSize][64] = {};
         const int parts = past.head_dim() / 64;
         for (int part = 0; part < parts; ++part)
@@ -29,7 +30,8 @@ class TileProducts {
         load_tile<kQueries>(q[0], 64);
         load_tile<kMoreQueries>(q[1], 64);
         for (int block = first; block < last; ++block) {
-            if (cold && block + kAhead < last) past.prefetch_block(block + kAhead);
+            if (upcoming.cold && block + kAhead < last) past.prefetch_block(block + kAhead);
+            upcoming.fetch_some(2 * (last - first) - (block - first));
             const uint8_t* keys = past.keys(block);
             clear_tile<kSums>();
             load_tile<kKeys>(keys, 4 * kBlock);

@@ -18,7 +18,7 @@ constexpr int kValueVectors = kLanes == 16 ? 4 : 2;  // of a head, that are adde
 // Products of `Count` queries with the keys of blocks [first, last): integers, in place of the scores.
 template <int Count>
 [[gnu::noinline]] void multiply_keys(Past past, int first, int last, const Query* queries,
-                                     Scores& scores, bool cold) {
+                                     Scores& scores, Upcoming& upcoming) {
     const int head_dim = past.head_dim();
     const int8_t* q[Count];
     float* to[Count];
@@ -28,7 +28,8 @@ template <int Count>
     }
     for (int block = first; block < last; ++block) {
         const uint8_t* keys = past.keys(block);
-        if (cold && block + kAhead < last) past.prefetch_block(block + kAhead);
+        if (upcoming.cold && block + kAhead < last) past.prefetch_block(block + kAhead);
+        upcoming.fetch_some(2 * (last - first) - (block - first));
         for (int slot = 0; slot < kBlock; slot += kLanes) {
             Ints sum[Count];
 #pragma GCC unroll 6
@@ -87,10 +88,11 @@ struct VectorProducts {
     static constexpr int kMost = Count;
     static constexpr int count() { return Count; }
 
-    // Products of the queries with keys of blocks [first, last), in place of their scores.
+    // Products of the queries with keys of blocks [first, last), in place of their scores; half of what is
+    // upcoming is fetched.
     void keys(Past past, int first, int last, const Query* queries, Scores& scores,
-              bool cold) const {
-        multiply_keys<Count>(past, first, last, queries, scores, cold);
+              Upcoming& upcoming) const {
+        multiply_keys<Count>(past, first, last, queries, scores, upcoming);
     }
 
     // Each query's out += unit * (weights . values) over one span, blocks [first, last).

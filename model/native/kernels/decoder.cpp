@@ -83,7 +83,7 @@ class Decoder {
           best_(size_t(shape.threads) * shape.max_outputs),
           logits_(size_t(shape.max_outputs) * shape.vocab),
           own_rows_(shape.threads),
-          reading_(shape.threads) {
+          warm_(shape.threads) {
         for (int i = 0; i < shape.threads; ++i) {
             scores_.emplace_back(shape.max_positions);
             row_.emplace_back(std::max(shape.hidden, 2 * shape.head_dim));
@@ -91,6 +91,7 @@ class Decoder {
     }
 
     Shape shape_;
+    Arena arena_;  // of all weights
     std::vector<Layer> layers_;
     Weights embedding_;
     Linear head_;
@@ -114,7 +115,7 @@ class Decoder {
     }
 
   private:
-    // Whose keys a thread has read last.
+    // Whose keys and values are in a thread's caches.
     struct Reading {
         const Layer* layer = nullptr;
         int chunk = 0, kv_head = 0;
@@ -400,15 +401,15 @@ class Decoder {
 
     Upcoming upcoming(const AttentionTask& task, const AttentionTask* next, const Layer& layer,
                       int index, int member) {
-        Reading& before = reading_[member];
+        Reading& warm = warm_[member];
         const Reading now{&layer, task.chunk, task.kv_head};
-        const bool cold = !(now == before);
-        before = now;
-        if (!next || (next->chunk == task.chunk && next->kv_head == task.kv_head))
-            return {cold, {}, 0, 0};
+        const bool cold = !(now == warm);
+        warm = now;
+        if (!next || (next->chunk == task.chunk && next->kv_head == task.kv_head)) return {cold};
+        warm = {&layer, next->chunk, next->kv_head};
         const int m = next->row;
-        return {cold, past(*next, index), first_seen(layer, m) / kBlock,
-                positions_[m] / kBlock + 1};
+        return {cold, past(*next, index), 2 * (first_seen(layer, m) / kBlock),
+                2 * (positions_[m] / kBlock + 1)};
     }
 
     void score_tokens(int& phase, int member) {
@@ -502,7 +503,7 @@ class Decoder {
     std::vector<std::vector<AttentionTask>> tasks_;  // for each member, or one list for all
     Buffer<float> logits_;
     std::vector<std::vector<int>> own_rows_;
-    std::vector<Reading> reading_;
+    std::vector<Reading> warm_;
     Tiling tiling_, output_tiling_;
     bool by_rows_ = false, only_decodes_ = false;
     const Step* step_ = nullptr;
@@ -511,8 +512,8 @@ class Decoder {
 enum Matrix { kMatrixQkv, kMatrixOut, kMatrixGateUp, kMatrixDown, kMatrixEmbedding, kMatrixHead };
 enum Norm { kNormAttention, kNormMlp, kNormQuery, kNormKey, kNormFinal };
 
-Linear make_linear(const float* weights, const float* bias, int outputs, int inputs) {
-    Linear linear{Weights(weights, outputs, inputs), {}};
+Linear make_linear(const float* weights, const float* bias, int outputs, int inputs, Arena& arena) {
+    Linear linear{Weights(weights, outputs, inputs, arena), {}};
     if (bias) {
         linear.bias.assign(size_t(linear.weights.panels()) * kPanel, 0.0f);
         std::copy(bias, bias + outputs, linear.bias.begin());
@@ -539,7 +540,7 @@ void tickertape_free(Decoder* decoder) { delete decoder; }
 void tickertape_set_matrix(Decoder* decoder, int32_t layer, int32_t which, const float* weights,
                            const float* bias, int32_t outputs, int32_t inputs) {
     using namespace tickertape;
-    Linear linear = make_linear(weights, bias, outputs, inputs);
+    Linear linear = make_linear(weights, bias, outputs, inputs, decoder->arena_);
     switch (which) {
         case kMatrixQkv: decoder->layers_[layer].qkv = std::move(linear); break;
         case kMatrixOut: decoder->layers_[layer].out = std::move(linear); break;

@@ -114,8 +114,27 @@ struct Past {
     const float* key_scales(int block) const { return cache->key_scales(record(block)); }
     const float* value_scales(int block) const { return cache->value_scales(record(block)); }
     // Blocks lie anywhere in memory, where no hardware prefetcher finds the next one.
+    void prefetch_half(int half) const {
+        const size_t bytes = KVCache::record_bytes(head_dim()) / 2;
+        prefetch(record(half / 2) + half % 2 * bytes, bytes);
+    }
     void prefetch_block(int block) const {
-        prefetch(record(block), KVCache::record_bytes(head_dim()));
+        prefetch_half(2 * block);
+        prefetch_half(2 * block + 1);
+    }
+};
+
+// What is to be fetched while one sequence's keys and values are multiplied: more of its own, if they are
+// cold, and what the next one will read, halves [next, last) of its blocks.
+struct Upcoming {
+    bool cold = false;
+    Past past = {};
+    int next = 0, last = 0;
+
+    // Some of it, so that all is under way after `steps` calls.
+    void fetch_some(int steps) {
+        for (int left = (last - next + steps - 1) / steps; left > 0; --left)
+            past.prefetch_half(next++);
     }
 };
 

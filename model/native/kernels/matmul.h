@@ -59,7 +59,8 @@ inline MultiplyTile tile_product(bool four_bits, const Tiling& tiling, int heigh
 }
 
 // The product of one panel with every `step`th of the tiles [first, last); `use(m, y)` takes each row's
-// kPanel results, which the weights' scales are still to be multiplied with. `next` is the panel that is wanted after it.
+// kPanel results, which are still to be multiplied by the weights' scales. `next` is the panel that
+// is wanted after it.
 template <typename Use>
 void multiply_panel(const Weights& weights, int panel, int next, const Activations& x,
                     const Tiling& tiling, int first, int last, int step, Use&& use) {
@@ -71,14 +72,14 @@ void multiply_panel(const Weights& weights, int panel, int next, const Activatio
     };
     const int passes = (last - first + step - 1) / step;
     const int steps = inputs / 4;  // in which `stride` bytes are fetched
-    const int stride = int((four ? FourBits::panel_bytes(inputs) : size_t(kPanel) * inputs) / steps) / passes;
+    const size_t bytes = four ? FourBits::panel_bytes(inputs) : size_t(kPanel) * inputs;
+    const int stride = int(bytes / steps) / passes;
     const uint8_t* ahead = at(next);
     for (int tile = first; tile < last; tile += step, ahead += steps * stride) {
         const int from = tiling.first(tile), height = tiling.height(tile);
         if (height == 0) continue;
-        tile_product(four, tiling, height)(at(panel), x.tile(tile), x.scales(tile),
-                                           x.starts(tile), inputs,
-                                           Ahead{ahead, stride}, out);
+        tile_product(four, tiling, height)(at(panel), x.tile(tile), x.scales(tile), x.starts(tile),
+                                           inputs, Ahead{ahead, stride}, out);
         for (int m = 0; m < height; ++m) use(from + m, static_cast<const float*>(out + m * kPanel));
     }
 }

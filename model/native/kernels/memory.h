@@ -3,8 +3,11 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <new>
+#include <vector>
 
 namespace tickertape {
 
@@ -49,6 +52,37 @@ class Buffer {
 
     T* data_ = nullptr;
     size_t bytes_ = 0;
+};
+
+// Zeroed memory in huge pages, handed out piece by piece and given back all at once. The matrices of a small
+// model are smaller than one such page: each in pages of its own would be in none.
+class Arena {
+  public:
+    Arena() = default;
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
+
+    // Aligned to a cache line.
+    uint8_t* take(size_t bytes) {
+        bytes = (bytes + 63) / 64 * 64;
+        if (bytes > left_) {
+            chunks_.emplace_back(std::max(bytes, kChunk) + kHugePage, true);
+            const auto at = reinterpret_cast<uintptr_t>(chunks_.back().data());
+            next_ = reinterpret_cast<uint8_t*>((at + kHugePage - 1) / kHugePage * kHugePage);
+            left_ = std::max(bytes, kChunk);
+        }
+        uint8_t* piece = next_;
+        next_ += bytes;
+        left_ -= bytes;
+        return piece;
+    }
+
+  private:
+    static constexpr size_t kHugePage = size_t{2} << 20, kChunk = size_t{64} << 20;
+
+    std::vector<Buffer<uint8_t>> chunks_;
+    uint8_t* next_ = nullptr;
+    size_t left_ = 0;
 };
 
 }  // namespace tickertape

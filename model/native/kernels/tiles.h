@@ -21,7 +21,6 @@ namespace tickertape {
 #ifdef TICKERTAPE_AMX
 
 constexpr int kTileSize = 16;  // rows of each tile, and 32-bit columns
-constexpr int kTileBytes = 64 * kTileSize;
 
 // Linux lets a process use tiles once it has asked (Documentation/arch/x86/xstate.rst).
 inline bool ask_for_tiles() {

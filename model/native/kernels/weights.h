@@ -33,16 +33,17 @@ class Weights {
   public:
     Weights() = default;
 
-    // Quantize `w`, row-major floats (outputs, inputs); inputs must be a multiple of 64.
-    Weights(const float* w, int outputs, int inputs)
+    // Quantize `w`, row-major floats (outputs, inputs); inputs must be a multiple of 64. The result lies in
+    // `arena`.
+    Weights(const float* w, int outputs, int inputs, Arena& arena)
         : outputs_(outputs),
           inputs_(inputs),
           panels_((outputs + kPanel - 1) / kPanel),
           scales_(size_t(panels_) * kPanel) {
         const bool four = came_in_four_bits(w);
-        if (four) nibbles_ = Buffer<uint8_t>(panels_ * FourBits::panel_bytes(inputs), true);
+        if (four) nibbles_ = arena.take(panels_ * FourBits::panel_bytes(inputs));
         if (!four || !kFourBitsAlone)
-            bytes_ = Buffer<uint8_t>(size_t(panels_) * kPanel * inputs, true);
+            bytes_ = arena.take(size_t(panels_) * kPanel * inputs);
         Rows rows(inputs);
         for (int panel = 0; panel < panels_; ++panel) {
             for (int n = 0; n < kPanel; ++n) {
@@ -54,20 +55,20 @@ class Weights {
                 else
                     scales_[row] = rows.set(n, w + size_t(row) * inputs);
             }
-            if (bytes_) rows.interleave(bytes_.data() + size_t(panel) * kPanel * inputs);
+            if (bytes_) rows.interleave(bytes_ + size_t(panel) * kPanel * inputs);
             if (four)
                 FourBits::interleave(rows.nibbles.data(), rows.a.data(), rows.b.data(), inputs,
-                                     nibbles_.data() + panel * FourBits::panel_bytes(inputs));
+                                     nibbles_ + panel * FourBits::panel_bytes(inputs));
         }
     }
 
     int outputs() const { return outputs_; }
     int inputs() const { return inputs_; }
     int panels() const { return panels_; }
-    bool has_four_bits() const { return bool(nibbles_); }
-    const uint8_t* panel(int index) const { return bytes_.data() + size_t(index) * kPanel * inputs_; }
+    bool has_four_bits() const { return nibbles_ != nullptr; }
+    const uint8_t* panel(int index) const { return bytes_ + size_t(index) * kPanel * inputs_; }
     const uint8_t* four_bit_panel(int index) const {
-        return nibbles_.data() + index * FourBits::panel_bytes(inputs_);
+        return nibbles_ + index * FourBits::panel_bytes(inputs_);
     }
     const float* scales(int panel) const { return scales_.data() + size_t(panel) * kPanel; }
 
@@ -177,7 +178,8 @@ class Weights {
     }
 
     int outputs_ = 0, inputs_ = 0, panels_ = 0;
-    Buffer<uint8_t> bytes_, nibbles_;
+    uint8_t* bytes_ = nullptr;
+    uint8_t* nibbles_ = nullptr;
     Buffer<float> scales_;
 };
 

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <utility>
+#include <vector>
 
 namespace tickertape {
 
@@ -34,6 +36,14 @@ class Buffer {
 
   private:
     T* data_ = nullptr;
+};
+
+class Arena {
+  public:
+    uint8_t* take(size_t bytes) { return pieces_.emplace_back(bytes).data(); }
+
+  private:
+    std::vector<Buffer<uint8_t>> pieces_;
 };
 
 }  // namespace tickertape
