@@ -44,7 +44,6 @@ void attend(Products products, Past past, const Query* queries, Scores& scratch,
     float units[Products::kMost];
     for (int span = first; span < last; span += kBlocksPerSpan) {
         const int stop = std::min(span + kBlocksPerSpan, last);
-        for (int block = span; block < stop; ++block) upcoming.fetch_some(last - block);
         Floats value_scales[kVectorsPerSpan];
         for (int i = 0; i < kVectorsPerSpan; ++i) {
             const int block = span + i * kLanes / kBlock;
@@ -64,7 +63,7 @@ void attend(Products products, Past past, const Query* queries, Scores& scratch,
                 units[i] = weigh<false>(scores, top[i], value_scales, seen, total[i], weights[i]);
             }
         }
-        products.values(past, span, stop, weights, units, queries);
+        products.values(past, span, stop, weights, units, queries, upcoming, last);
     }
     for (int i = 0; i < count; ++i) {
         const Floats inverse = Floats::all(1 / total[i].sum());

@@ -46,7 +46,8 @@ class TileProducts {
     }
 
     void values(Past past, int first, int last, const uint8_t (*weights)[kSpan],
-                const float* units, const Query* queries) const {
+                const float* units, const Query* queries, Upcoming& upcoming, int end) const {
+        for (int block = first; block < last; ++block) upcoming.fetch_some(end - block);
         const int line = 4 * past.head_dim();
         alignas(64) int8_t values[kSpan * kMostHeadDim];
         gather(past, first, last, values);

@@ -29,13 +29,17 @@ template <int Count>
     for (int block = first; block < last; ++block) {
         const uint8_t* keys = past.keys(block);
         if (upcoming.cold && block + kAhead < last) past.prefetch_block(block + kAhead);
-        upcoming.fetch_some(2 * (last - first) - (block - first));
+        // A line with every step: many at once would hold up the loads behind them.
+        const uint8_t* ahead = upcoming.due(2 * (last - first) - (block - first));
+        if (!ahead) ahead = keys;
+        prefetch(ahead + head_dim * kBlock);
         for (int slot = 0; slot < kBlock; slot += kLanes) {
             Ints sum[Count];
 #pragma GCC unroll 6
             for (int i = 0; i < Count; ++i) sum[i] = Ints::all(0);
             for (int d = 0; d < head_dim; d += 4) {
                 const Left k = Left::load(keys + d * kBlock + slot * 4);
+                if (slot == 0) prefetch(ahead + d * kBlock);
 #pragma GCC unroll 6
                 for (int i = 0; i < Count; ++i) add_products(sum[i], k, Right::all(q[i] + d));
             }
@@ -49,7 +53,8 @@ template <int Count>
 // out[0 .. kLanes * Vectors) += weights . values over one span, for `Count` queries.
 template <int Count, int Vectors>
 [[gnu::noinline]] void add_values(Past past, int first, int last, const uint8_t (*weights)[kSpan],
-                                  const float* units, int offset, const Query* queries) {
+                                  const float* units, int offset, const Query* queries,
+                                  Upcoming& upcoming, int end) {
     const int head_dim = past.head_dim();
     Ints sum[Count][Vectors];
 #pragma GCC unroll 6
@@ -58,10 +63,14 @@ template <int Count, int Vectors>
         for (int v = 0; v < Vectors; ++v) sum[i][v] = Ints::all(0);
     for (int block = first; block < last; ++block) {
         const int8_t* values = past.values(block) + offset * 4;
+        const uint8_t* ahead = offset ? nullptr : upcoming.due(end - block);
+        if (!ahead) ahead = reinterpret_cast<const uint8_t*>(values);
+        prefetch(ahead + head_dim * kBlock);
 #pragma GCC unroll 4
         for (int j = 0; j < kBlock; j += 4) {
             const int8_t* four_positions = values + j * head_dim;
             const int from = at((block - first) * kBlock + j);
+            prefetch(ahead + j * head_dim, size_t(4) * head_dim);
             Right value[Vectors];
 #pragma GCC unroll 4
             for (int v = 0; v < Vectors; ++v)
@@ -95,14 +104,16 @@ struct VectorProducts {
         multiply_keys<Count>(past, first, last, queries, scores, upcoming);
     }
 
-    // Each query's out += unit * (weights . values) over one span, blocks [first, last).
+    // Each query's out += unit * (weights . values) over one span, blocks [first, last) of all up to `end`, with
+    // which everything upcoming is fetched.
     void values(Past past, int first, int last, const uint8_t (*weights)[kSpan],
-                const float* units, const Query* queries) const {
+                const float* units, const Query* queries, Upcoming& upcoming, int end) const {
         int offset = 0;
         for (; offset + kValueVectors * kLanes <= past.head_dim(); offset += kValueVectors * kLanes)
-            add_values<Count, kValueVectors>(past, first, last, weights, units, offset, queries);
+            add_values<Count, kValueVectors>(past, first, last, weights, units, offset, queries,
+                                             upcoming, end);
         for (; offset < past.head_dim(); offset += kLanes)
-            add_values<Count, 1>(past, first, last, weights, units, offset, queries);
+            add_values<Count, 1>(past, first, last, weights, units, offset, queries, upcoming, end);
     }
 };
 

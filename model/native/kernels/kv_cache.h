@@ -114,10 +114,9 @@ struct Past {
     const float* key_scales(int block) const { return cache->key_scales(record(block)); }
     const float* value_scales(int block) const { return cache->value_scales(record(block)); }
     // Blocks lie anywhere in memory, where no hardware prefetcher finds the next one.
-    void prefetch_half(int half) const {
-        const size_t bytes = KVCache::record_bytes(head_dim()) / 2;
-        prefetch(record(half / 2) + half % 2 * bytes, bytes);
-    }
+    size_t half_bytes() const { return KVCache::record_bytes(head_dim()) / 2; }
+    const uint8_t* half(int index) const { return record(index / 2) + index % 2 * half_bytes(); }
+    void prefetch_half(int index) const { prefetch(half(index), half_bytes()); }
     void prefetch_block(int block) const {
         prefetch_half(2 * block);
         prefetch_half(2 * block + 1);
@@ -131,10 +130,14 @@ struct Upcoming {
     Past past = {};
     int next = 0, last = 0;
 
-    // Some of it, so that all is under way after `steps` calls.
+    // What to fetch now, so that all is under way after `steps` calls: half a block, or nothing.
+    const uint8_t* due(int steps) {
+        int left = (last - next + steps - 1) / steps;
+        for (; left > 1; --left) past.prefetch_half(next++);
+        return left > 0 ? past.half(next++) : nullptr;
+    }
     void fetch_some(int steps) {
-        for (int left = (last - next + steps - 1) / steps; left > 0; --left)
-            past.prefetch_half(next++);
+        if (const uint8_t* half = due(steps)) prefetch(half, past.half_bytes());
     }
 };
 
