@@ -104,8 +104,8 @@ struct VectorProducts {
         multiply_keys<Count>(past, first, last, queries, scores, upcoming);
     }
 
-    // Each query's out += unit * (weights . values) over one span, blocks [first, last) of all up to `end`, with
-    // which everything upcoming is fetched.
+    // Each query's out += unit * (weights . values) over one span, blocks [first, last) of all up to `end`,
+    // with which everything upcoming is fetched.
     void values(Past past, int first, int last, const uint8_t (*weights)[kSpan],
                 const float* units, const Query* queries, Upcoming& upcoming, int end) const {
         int offset = 0;
@@ -113,7 +113,8 @@ struct VectorProducts {
             add_values<Count, kValueVectors>(past, first, last, weights, units, offset, queries,
                                              upcoming, end);
         for (; offset < past.head_dim(); offset += kLanes)
-            add_values<Count, 1>(past, first, last, weights, units, offset, queries, upcoming, end);
+            add_values<Count, 1>(past, first, last, weights, units, offset, queries, upcoming,
+                                 end);
     }
 };
 

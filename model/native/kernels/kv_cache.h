@@ -113,7 +113,9 @@ struct Past {
     const int8_t* values(int block) const { return cache->values(record(block)); }
     const float* key_scales(int block) const { return cache->key_scales(record(block)); }
     const float* value_scales(int block) const { return cache->value_scales(record(block)); }
-    // Blocks lie anywhere in memory, where no hardware prefetcher finds the next one.
+
+    // Blocks lie anywhere in memory, where no hardware prefetcher finds the next one: they are fetched by hand,
+    // half a block at a time.
     size_t half_bytes() const { return KVCache::record_bytes(head_dim()) / 2; }
     const uint8_t* half(int index) const { return record(index / 2) + index % 2 * half_bytes(); }
     void prefetch_half(int index) const { prefetch(half(index), half_bytes()); }
