@@ -10,7 +10,7 @@ import msgspec
 
 from bench.figures import BenchError, Figures
 from bench.load import Load
-from bench.server import as_arguments
+from bench.server import Flags, as_arguments
 from model.messages import Ready
 
 
@@ -27,7 +27,7 @@ class BareRun(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def bare_engine(flags: dict[str, str]) -> Iterator["BareEngine"]:
+def bare_engine(flags: Flags) -> Iterator["BareEngine"]:
     """An engine with its model loaded. It takes no processor time between runs."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "bench.engine", "--pipe", *as_arguments(flags)],

@@ -16,7 +16,7 @@ from bench.figures import Answer, BenchError, percentiles
 from bench.generator import ask, run
 from bench.load import Load
 from bench.memory import Memory, memory
-from bench.server import START_SECONDS, starting
+from bench.server import START_SECONDS, Flags, starting
 from bench.stream import Target
 
 
@@ -156,7 +156,7 @@ def _memory(target: Target) -> Memory:
     return found
 
 
-async def start(flags: dict[str, str], log: Path, seed: str, rounds: int) -> Finding:
+async def start(flags: Flags, log: Path, seed: str, rounds: int) -> Finding:
     """How long from the start of the process to the first token?"""
     seconds = [await _start(flags, log, f"{seed} {number}") for number in range(rounds)]
     figures = {
@@ -167,7 +167,7 @@ async def start(flags: dict[str, str], log: Path, seed: str, rounds: int) -> Fin
     return Finding("process start to first token", "tickertape", figures)
 
 
-async def _start(flags: dict[str, str], log: Path, seed: str) -> float:
+async def _start(flags: Flags, log: Path, seed: str) -> float:
     """Ask again and again from the start of the process on, until there is a token."""
     began = time.perf_counter()
     with starting(flags, log) as server:

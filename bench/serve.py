@@ -28,7 +28,7 @@ from bench.dialects import Native, OpenAI
 from bench.figures import BenchError
 from bench.plot import plot
 from bench.report import Report, show
-from bench.server import compile_kernels, serving
+from bench.server import Flags, compile_kernels, serving
 from bench.stream import Target
 
 notes = Console(stderr=True, highlight=False)
@@ -123,7 +123,7 @@ class Session:
 
     whats: set[What]
     plan: Plan
-    flags: dict[str, str]
+    flags: Flags
     url: str | None
     peers: list[Target]
     bare: bool

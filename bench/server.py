@@ -21,6 +21,8 @@ START_SECONDS = 120
 STOP_SECONDS = 15
 _SERVE = "from app.cli import main; main()"
 
+Flags = dict[str, str | bool]  # of the engine, by the names of its settings; switches are bools
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -36,7 +38,7 @@ def compile_kernels() -> None:
 
 
 @contextlib.contextmanager
-def starting(flags: dict[str, str], log: Path) -> Iterator[Server]:
+def starting(flags: Flags, log: Path) -> Iterator[Server]:
     """A server whose process has just been started; what it says goes to `log`."""
     port = _free_port()
     arguments = ["serve", "--port", str(port), *as_arguments(flags)]
@@ -54,7 +56,7 @@ def starting(flags: dict[str, str], log: Path) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def serving(flags: dict[str, str], log: Path) -> Iterator[Target]:
+def serving(flags: Flags, log: Path) -> Iterator[Target]:
     """A server that takes work when the block begins. Raises BenchError when it does not."""
     with starting(flags, log) as server:
         deadline = time.monotonic() + START_SECONDS
@@ -66,10 +68,16 @@ def serving(flags: dict[str, str], log: Path) -> Iterator[Target]:
         yield server.target
 
 
-def as_arguments(flags: dict[str, str]) -> list[str]:
-    """{'max_num_seqs': '8'} -> ['--max-num-seqs', '8']"""
-    pairs = ((f"--{name.replace('_', '-')}", value) for name, value in flags.items())
-    return [argument for pair in pairs for argument in pair]
+def as_arguments(flags: Flags) -> list[str]:
+    """{'port': '8', 'prefix_cache': False} -> ['--port', '8', '--no-prefix-cache']"""
+    arguments = []
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            arguments += [f"--{flag}", value]
+    return arguments
 
 
 def _ready(target: Target) -> bool:

@@ -12,6 +12,7 @@ from bench.memory import Memory, memory
 from bench.plot import plot
 from bench.report import Report, Row, show
 from bench.scenarios import Finding, Sizes, full_house, growth, pace, prefill, start
+from bench.server import Flags, as_arguments
 from bench.stream import Target
 from tests.app.test_cli import one_line, run
 from tests.bench.test_figures import at
@@ -64,8 +65,9 @@ def test_it_measures_a_server_that_runs(server: RunningServer, tmp_path: Path) -
 
 
 def test_it_starts_and_ends_its_own_server_beside_the_bare_engine(tmp_path: Path) -> None:
-    arguments = ["--concurrency", "2", "--dtype", "float32", "--kv-cache-memory", "64MiB"]
-    result = run("bench", *arguments, *SMALL, "--out", str(tmp_path), "--seed", "once")
+    engine = ["--dtype", "float32", "--kv-cache-memory", "64MiB", "--no-prefix-cache"]
+    arguments = ["--concurrency", "2", *engine, *SMALL]
+    result = run("bench", *arguments, "--out", str(tmp_path), "--seed", "once")
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "bench.json").read_text())
     ours, bare = written["rows"]
@@ -76,6 +78,12 @@ def test_it_starts_and_ends_its_own_server_beside_the_bare_engine(tmp_path: Path
     assert all(rate > 1e9 for rate in written["bandwidth"].values())
     assert written["options"]["seed"] == "once"
     assert "Finished server process" in (tmp_path / "server.log").read_text()
+
+
+def test_flags_are_handed_on_as_they_were_given() -> None:
+    flags: Flags = {"max_num_seqs": "8", "prefix_cache": False}
+    assert as_arguments(flags) == ["--max-num-seqs", "8", "--no-prefix-cache"]
+    assert as_arguments({"prefix_cache": True}) == ["--prefix-cache"]
 
 
 @pytest.mark.parametrize(

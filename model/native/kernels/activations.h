@@ -55,14 +55,14 @@ inline int32_t quantize_group(const float* x, float inverse_scale, int8_t* q) {
     return int32_t((uint32_t(first) & 0xffff) | uint32_t(second) << 16);
 }
 
-// Quantized rows, in tiles that are multiplied together: [groups][kTileRows][kGroup], and for each group
-// [groups][kTileRows] its scale and what `quantize_group` says of it.
+// Quantized rows, in tiles that are multiplied together: [groups][kTileRows][kGroup], and for each tile
+// [groups][kTileRows] scales and what `quantize_group` says.
 class Activations {
   public:
     Activations() = default;
 
-    // For at most `rows` rows of at most `inputs` floats, in at most `tiles` tiles.
-    Activations(int rows, int tiles, int inputs)
+    // For rows of at most `inputs` floats, in at most `tiles` tiles.
+    Activations(int tiles, int inputs)
         : inputs_(inputs),
           q_(size_t(tiles) * kTileRows * inputs),
           scales_(size_t(tiles) * factors_of_tile()),

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "attention.h"
@@ -78,7 +77,7 @@ class Decoder {
           query_(size_t(shape.max_rows) * query_width()),
           query_scale_(size_t(shape.max_rows) * shape.heads),
           query_start_(size_t(shape.max_rows) * shape.heads),
-          input_(shape.max_rows, shape.max_rows / kMostRows + 1 + shape.threads,
+          input_(shape.max_rows / kMostRows + 1 + shape.threads,
                  std::max({shape.hidden, shape.inner, query_width()})),
           best_(size_t(shape.threads) * shape.max_outputs),
           logits_(size_t(shape.max_outputs) * shape.vocab),
@@ -195,13 +194,11 @@ class Decoder {
     float* x(int m) { return x_.data() + size_t(m) * shape_.hidden; }
     const Weights& embedding_table() const { return shape_.tied ? head_.weights : embedding_; }
 
-    // Work on rows: a member's own, or whichever come next. `work(m, next)`: next is -1 at the end.
+    // Work on rows: a member's own, or whichever come next.
     template <typename Work>
     void each_row(int& phase, int member, Work&& work) {
         if (by_rows_) {
-            const std::vector<int>& own = own_rows_[member];
-            for (size_t i = 0; i < own.size(); ++i)
-                work(own[i], i + 1 < own.size() ? own[i + 1] : -1);
+            for (int m : own_rows_[member]) work(m);
             ++phase;
         } else {
             take_rows(phase, step_->rows, work);
@@ -210,17 +207,14 @@ class Decoder {
 
     template <typename Work>
     void take_rows(int& phase, int rows, Work&& work) {
-        for (int m = team_.take(phase), next; m < rows; m = next) {
-            next = team_.take(phase);
-            work(m, next < rows ? next : -1);
-        }
+        for (int m = team_.take(phase); m < rows; m = team_.take(phase)) work(m);
         ++phase;
         team_.barrier();
     }
 
     // input_ = quantized rms norm of the stream.
     void normalize(int& phase, const std::vector<float>& gains, int member) {
-        each_row(phase, member, [&](int m, int) { normalize_row(m, x(m), gains, tiling_, member); });
+        each_row(phase, member, [&](int m) { normalize_row(m, x(m), gains, tiling_, member); });
     }
 
     void normalize_row(int m, const float* from, const std::vector<float>& gains,
@@ -238,7 +232,7 @@ class Decoder {
 
     // input_ = quantized rows of `width` floats, `stride` apart.
     void quantize_rows(int& phase, const float* from, int width, int stride, int member) {
-        each_row(phase, member, [&](int m, int) {
+        each_row(phase, member, [&](int m) {
             input_.set(tiling_, m, from + size_t(m) * stride, width);
         });
     }
@@ -326,11 +320,6 @@ class Decoder {
             rotate(keys + head * d, layer.key_norm, m, y);
             cache_.write(index, block, position % kBlock, head, y, values + head * d);
         }
-    }
-
-    void prefetch_slot(int index, int m) {
-        const int position = positions_[m];
-        cache_.prefetch_slot(index, table(chunk_of_[m])[position / kBlock], position % kBlock);
     }
 
     // Rotary embedding of one head: dimension pair i is (i, i + d / 2).
@@ -462,16 +451,12 @@ class Decoder {
     void walk(int member) {
         const TileRegisters tiles(has_tiles_);
         int phase = 0;
-        each_row(phase, member,
-                 [&](int m, int) { embedding_table().row(step_->tokens[m], x(m)); });
+        each_row(phase, member, [&](int m) { embedding_table().row(step_->tokens[m], x(m)); });
         for (int index = 0; index < shape_.layers; ++index) {
             const Layer& layer = layers_[index];
             normalize(phase, layer.attention_norm, member);
             product(phase, layer.qkv, member, store());
-            each_row(phase, member, [&](int m, int next) {
-                if (next >= 0) prefetch_slot(index, next);
-                rotate_and_write(layer, index, m, member);
-            });
+            each_row(phase, member, [&](int m) { rotate_and_write(layer, index, m, member); });
             attend_all(phase, layer, index, member);
             quantize_rows(phase, attended_.data(), query_width(), query_width(), member);
             product(phase, layer.out, member, add_to_stream());
@@ -482,7 +467,7 @@ class Decoder {
         }
         if (step_->outputs == 0) return;
         team_.barrier();
-        take_rows(phase, step_->outputs, [&](int m, int) {
+        take_rows(phase, step_->outputs, [&](int m) {
             normalize_row(m, x(step_->output_rows[m]), final_norm_, output_tiling_, member);
         });
         score_tokens(phase, member);

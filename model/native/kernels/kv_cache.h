@@ -46,9 +46,6 @@ class KVCache {
     float* key_scales(uint8_t* record) const {
         return reinterpret_cast<float*>(record + 2 * kBlock * head_dim_);
     }
-    const float* key_scales(const uint8_t* record) const {
-        return reinterpret_cast<const float*>(record + 2 * kBlock * head_dim_);
-    }
     float* value_scales(uint8_t* record) const { return key_scales(record) + kBlock; }
 
     // Store position `slot` of a block.
@@ -66,18 +63,6 @@ class KVCache {
         value_scales(at)[slot] = quantized(value, q);
         int8_t* values = this->values(at) + slot / 4 * 4 * head_dim_ + slot % 4;
         for (int d = 0; d < head_dim_; ++d) values[d * 4] = q[d];
-    }
-
-    // Fetch what `write` is about to touch.
-    void prefetch_slot(int layer, int block, int slot) {
-        for (int kv_head = 0; kv_head < kv_heads_; ++kv_head) {
-            uint8_t* at = record(layer, block, kv_head);
-            for (int d = 0; d < head_dim_; d += 4) __builtin_prefetch(keys(at) + d * kBlock, 1);
-            for (int i = 0; i < 4 * head_dim_; i += 64)
-                __builtin_prefetch(values(at) + slot / 4 * 4 * head_dim_ + i, 1);
-            __builtin_prefetch(key_scales(at), 1);
-            __builtin_prefetch(value_scales(at), 1);
-        }
     }
 
     void copy_block(int layers, int from, int to) {

@@ -7,8 +7,8 @@ namespace tickertape {
 
 // Fetch the line at an address into the second-level cache.
 //
-// Not the builtin: GCC 12 takes a function that only prefetches for one without effect, and drops its
-// calls.
+// Not the builtin: GCC 12 takes a function that only prefetches for one without effect, and drops
+// its calls.
 inline void prefetch(const void* line) {
     asm volatile("prefetcht1 %0" ::"m"(*static_cast<const char*>(line)));
 }
