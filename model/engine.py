@@ -11,6 +11,8 @@ from model.messages import (
     Gauges,
     Generate,
     Logprob,
+    Prefilling,
+    Queued,
     Started,
     Step,
     Token,
@@ -22,6 +24,8 @@ from model.runner import Runner
 from model.sampler import Choice, sample
 from model.scheduler import Chunk, Plan, Scheduler
 from model.tokenizer import Tokenizer
+
+_PROGRESS_INTERVAL = 0.1  # seconds; people read these, programs do not
 
 
 class Engine:
@@ -42,6 +46,7 @@ class Engine:
         self._eos_token_ids = eos_token_ids
         self._pace = Pace()
         self._refused: list[Finished] = []
+        self._progress_due = 0.0
 
     def submit(self, command: Generate) -> None:
         """Queue a request; one that can never fit the KV cache ends with an error instead."""
@@ -51,19 +56,19 @@ class Engine:
             message = f"needs {needed} KV blocks, this engine has {self._pool.total}"
             self._refused.append(Finished(command.id, "error", message))
             return
-        detokenizer = Detokenizer(self._tokenizer, params.stop)
-        token_ids = list(command.prompt_ids)  # it grows, and the command is the caller's
-        self._scheduler.add(
-            Request(
-                command.id,
-                token_ids,
-                params,
-                detokenizer,
-                arrived=time.monotonic(),
-                priority=command.priority,
-                salt=command.salt,
-            )
+        request = Request(
+            command.id,
+            list(command.prompt_ids),  # it grows, and the command is the caller's
+            params,
+            Detokenizer(self._tokenizer, params.stop),
+            arrived=time.monotonic(),
+            priority=command.priority,
+            salt=command.salt,
+            pause_after_one=command.pause_after_one,
         )
+        for token_id in command.output_ids:
+            _append(request, token_id)
+        self._scheduler.add(request)
 
     def switch(self, runner: Runner) -> None:
         """Go on with another runner, whose KV cache is empty: all is computed again."""
@@ -97,8 +102,9 @@ class Engine:
         """One token for every sequence that is ready for one."""
         refused, self._refused = self._refused, []
         plan = self._scheduler.schedule(self._pace)
+        progress = self._progress(plan)
         if not plan.chunks:
-            return Step(self.gauges, finished=refused)
+            return Step(self.gauges, finished=refused, progress=progress)
         began = time.monotonic()
         started = [_start(chunk, began) for chunk in plan.chunks if not chunk.request.started]
         sampling, choices = self._run(plan)
@@ -106,7 +112,20 @@ class Engine:
         tokens, finished = self._advance_all(sampling, choices)
         seconds = time.monotonic() - began
         self._pace.observe(plan.num_decoding, plan.num_prefill_tokens, seconds)
-        return Step(self.gauges, started, tokens, refused + finished)
+        return Step(self.gauges, started, tokens, refused + finished, progress)
+
+    def _progress(self, plan: Plan) -> list[Queued | Prefilling]:
+        """Now and then: who waits at which place for some time, and how far long prompts are."""
+        now = time.monotonic()
+        if now < self._progress_due:
+            return []
+        self._progress_due = now + _PROGRESS_INTERVAL
+        queued = [
+            Queued(request.id, place)
+            for place, request in enumerate(self._scheduler.waiting, start=1)
+            if now - request.arrived > _PROGRESS_INTERVAL
+        ]
+        return queued + [_prefilling(chunk) for chunk in plan.chunks if not chunk.samples]
 
     def _run(self, plan: Plan) -> tuple[list[Request], Sequence[Choice | None]]:
         """Compute the plan; which requests get a token, and which one: None where a row failed."""
@@ -129,15 +148,14 @@ class Engine:
             if end:
                 finished.append(end)
                 self._scheduler.remove(request.id)
+            elif request.pause_after_one:
+                self._scheduler.pause(request.id)
         return tokens, finished
 
     def _advance(self, request: Request, choice: Choice) -> tuple[Token, Finished | None]:
         """Append the chosen token; say what may be shown, and whether it was the last."""
-        params = request.params
-        request.token_ids.append(choice.token_id)
-        enough = request.num_output >= params.min_tokens
-        text = request.detokenizer.push(choice.token_id, check_stop=enough)
-        reason = self._finish_reason(request, choice.token_id) if enough else None
+        text = _append(request, choice.token_id)
+        reason = self._finish_reason(request, choice.token_id)
         if reason:
             text += request.detokenizer.finish()
         token = Token(request.id, choice.token_id, text, self._logprob(choice))
@@ -145,6 +163,8 @@ class Engine:
 
     def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
         params = request.params
+        if request.num_output < params.min_tokens:
+            return None
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
         if is_eos or token_id in params.stop_token_ids or request.detokenizer.stopped:
             return "stop"
@@ -166,3 +186,14 @@ def _start(chunk: Chunk, now: float) -> Started:
     request = chunk.request
     request.started = True
     return Started(request.id, (now - request.arrived) * 1000, cached_tokens=chunk.start)
+
+
+def _append(request: Request, token_id: int) -> str:
+    """One more token of the output; the text that may be shown with it."""
+    request.token_ids.append(token_id)
+    enough = request.num_output >= request.params.min_tokens
+    return request.detokenizer.push(token_id, check_stop=enough)
+
+
+def _prefilling(chunk: Chunk) -> Prefilling:
+    return Prefilling(chunk.request.id, chunk.start + chunk.count, len(chunk.request.token_ids))

@@ -30,9 +30,11 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """Start one sequence. `id` is the tape's id.
+    """Start one sequence, or go on with one. `id` is the tape's id.
 
     Lower `priority` goes first. Only sequences with the same `salt` share cached prefixes.
+    `output_ids` are what an engine that died had brought forth: the next token is the one after.
+    With `pause_after_one` it is paused as soon as it has its next token.
     """
 
     id: str
@@ -40,6 +42,8 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     params: SamplingParams
     priority: int = 0
     salt: str = ""
+    output_ids: list[int] = []
+    pause_after_one: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -111,6 +115,21 @@ class Started(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int
 
 
+class Queued(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The sequence waits; 1 is the next to run."""
+
+    id: str
+    position: int
+
+
+class Prefilling(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """So many of the sequence's tokens are computed; with all of them comes the next token."""
+
+    id: str
+    done: int
+    total: int
+
+
 class Token(msgspec.Struct, frozen=True, array_like=True):
     """One step of one sequence. `text` is whole code points, and may be empty."""
 
@@ -142,6 +161,7 @@ class Step(msgspec.Struct, frozen=True, tag=True):
     started: list[Started] = []
     tokens: list[Token] = []
     finished: list[Finished] = []
+    progress: list[Queued | Prefilling] = []
 
 
 Report = Ready | Failed | Step

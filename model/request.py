@@ -29,6 +29,7 @@ class Request:
     num_prompt: int = field(init=False)
     num_computed: int = 0
     num_cached: int = 0
+    pause_after_one: bool = False
     block_table: list[int] = field(default_factory=list)
     block_keys: list[bytes] = field(default_factory=list)
     num_published: int = 0

@@ -111,6 +111,7 @@ class Scheduler:
             return
         self._take_out(request)
         self._pool.rest(request.block_table)
+        request.pause_after_one = False
         self.paused[request_id] = request
         if request.block_table:
             self._paused_holders[request_id] = request

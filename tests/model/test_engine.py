@@ -5,14 +5,16 @@ Most requests are served together, once, because steps of a real model are what 
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from model.engine import Engine
-from model.messages import Finished, Generate, Token
+from model.messages import Finished, Generate, Prefilling, Queued, Token
 from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
-from tests.model.harness import generate, greedy, run_all
+from tests.model.harness import generate, greedy, load_engine, run_all
+from tests.tiny import tiny_llama
 
 PROMPT = "The capital of France is"
 LENGTH = 10
@@ -66,38 +68,39 @@ def plain(engine: Engine, prompt: list[int]) -> Answer:
 
 
 @pytest.fixture(scope="module")
-def answers(
-    engine: Engine, prompt: list[int], plain: Answer, eos: int, tokenizer: Tokenizer
-) -> dict[str, Answer]:
-    """Many wishes, served together."""
+def wishes(plain: Answer, eos: int, tokenizer: Tokenizer) -> dict[str, SamplingParams]:
     middle = tokenizer.decode(plain.ids[2:5])
     forced = {eos: 100.0}
-    return serve(
-        engine,
-        prompt,
-        {
-            "plain": greedy(LENGTH),
-            "one": greedy(1),
-            "eos": greedy(LENGTH, ignore_eos=False, logit_bias=forced),
-            "eos later": greedy(LENGTH, ignore_eos=False, logit_bias=forced, min_tokens=3),
-            "eos ignored": greedy(3, logit_bias=forced),
-            "stop": greedy(LENGTH, stop=("never", middle[1:-1])),
-            "stop too early": greedy(LENGTH, stop=(middle[1:-1],), min_tokens=LENGTH),
-            "stop held back": greedy(LENGTH, stop=(plain.text[-4:] + "!",)),
-            "stop token": greedy(LENGTH, stop_token_ids=(plain.ids[4],)),
-            "stop token, held back": greedy(
-                LENGTH,
-                stop=(tokenizer.decode(plain.ids[4:5]) + "!",),
-                stop_token_ids=(plain.ids[4],),
-            ),
-            "stop token later": greedy(LENGTH, stop_token_ids=(plain.ids[0],), min_tokens=2),
-            "logprobs": greedy(3, logprobs=4, logit_bias={plain.ids[0]: -100.0}),
-            "logprobs 0": greedy(1, logprobs=0),
-            "seed 1": seeded(1),
-            "seed 2": seeded(2),
-            "cut": seeded(1, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2),
-        },
-    )
+    return {
+        "plain": greedy(LENGTH),
+        "one": greedy(1),
+        "eos": greedy(LENGTH, ignore_eos=False, logit_bias=forced),
+        "eos later": greedy(LENGTH, ignore_eos=False, logit_bias=forced, min_tokens=3),
+        "eos ignored": greedy(3, logit_bias=forced),
+        "stop": greedy(LENGTH, stop=("never", middle[1:-1])),
+        "stop too early": greedy(LENGTH, stop=(middle[1:-1],), min_tokens=LENGTH),
+        "stop held back": greedy(LENGTH, stop=(plain.text[-4:] + "!",)),
+        "stop token": greedy(LENGTH, stop_token_ids=(plain.ids[4],)),
+        "stop token, held back": greedy(
+            LENGTH,
+            stop=(tokenizer.decode(plain.ids[4:5]) + "!",),
+            stop_token_ids=(plain.ids[4],),
+        ),
+        "stop token later": greedy(LENGTH, stop_token_ids=(plain.ids[0],), min_tokens=2),
+        "logprobs": greedy(3, logprobs=4, logit_bias={plain.ids[0]: -100.0}),
+        "logprobs 0": greedy(1, logprobs=0),
+        "seed 1": seeded(1),
+        "seed 2": seeded(2),
+        "cut": seeded(1, top_k=20, top_p=0.9, min_p=0.01, repetition_penalty=1.2),
+    }
+
+
+@pytest.fixture(scope="module")
+def answers(
+    engine: Engine, prompt: list[int], wishes: dict[str, SamplingParams]
+) -> dict[str, Answer]:
+    """Many wishes, served together."""
+    return serve(engine, prompt, wishes)
 
 
 def test_max_tokens_ends_with_length(answers: dict[str, Answer]) -> None:
@@ -271,3 +274,72 @@ def test_cancel_frees_the_blocks_at_once_in_every_state(
     assert (gauges.running, gauges.waiting, gauges.paused, gauges.kv_blocks_used) == (0, 0, 0, 0)
     assert not engine.has_work
     assert engine.step().tokens == []
+
+
+def test_another_engine_goes_on_from_any_token_as_the_first_would_have(
+    engine: Engine,
+    prompt: list[int],
+    wishes: dict[str, SamplingParams],
+    answers: dict[str, Answer],
+) -> None:
+    """Tokens, texts, log-probabilities and ends, with stop strings held back and penalties."""
+    cuts = {
+        f"{name} after {cut}": (name, cut)
+        for name, answer in answers.items()
+        for cut in range(len(answer.ids))
+    }
+    for id, (name, cut) in cuts.items():
+        done = answers[name].ids[:cut]
+        engine.submit(Generate(id, prompt, wishes[name], output_ids=done))
+    tokens, ends = run_all(engine)
+    for id, (name, cut) in cuts.items():
+        rest = [(token.token_id, token.text) for token in tokens[id]]
+        assert rest == [(token.token_id, token.text) for token in answers[name].tokens[cut:]], id
+        assert ends[id].reason == answers[name].end.reason
+    for cut in range(3):
+        (told, *_), first = tokens[f"logprobs after {cut}"], answers["logprobs"].tokens[cut]
+        assert told.logprob
+        assert first.logprob
+        assert told.logprob.logprob == pytest.approx(first.logprob.logprob, abs=1e-4)
+
+
+def test_paused_after_one_token_it_goes_on_when_told(
+    engine: Engine, prompt: list[int], plain: Answer
+) -> None:
+    engine.submit(Generate("one", prompt, greedy(LENGTH), pause_after_one=True))
+    tokens, _ = run_all(engine)
+    assert [token.token_id for token in tokens["one"]] == plain.ids[:1]
+    assert engine.gauges.paused == 1
+    engine.resume("one")
+    tokens, ends = run_all(engine)
+    assert [token.token_id for token in tokens["one"]] == plain.ids[1:]
+    assert ends["one"].reason == "length"
+
+
+def test_paused_before_that_token_it_is_not_paused_again(
+    engine: Engine, prompt: list[int], plain: Answer
+) -> None:
+    engine.submit(Generate("one", prompt, greedy(LENGTH), pause_after_one=True))
+    engine.pause("one")
+    engine.resume("one")
+    tokens, _ = run_all(engine)
+    assert [token.token_id for token in tokens["one"]] == plain.ids
+
+
+def test_who_waits_and_who_reads_a_long_prompt_is_told_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.engine._PROGRESS_INTERVAL", 0.0)
+    engine = load_engine(
+        tiny_llama(tmp_path), max_num_seqs=1, max_step_tokens=16, kv_cache_bytes=1 << 20
+    )
+    for id in ("first", "second", "third"):
+        engine.submit(Generate(id, [7] * 40, greedy(2)))
+    waiting = [Queued("second", 1), Queued("third", 2)]
+    assert engine.step().progress == [*waiting, Prefilling("first", 16, 40)]
+    assert engine.step().progress == [*waiting, Prefilling("first", 32, 40)]
+    assert engine.step().progress == waiting, "the last chunk brings a token"
+    while engine.gauges.waiting == 2:
+        engine.step()
+    assert engine.step().progress[0] == Queued("third", 1)
+    run_all(engine)
