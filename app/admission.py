@@ -34,12 +34,15 @@ class Admission:
     capacity: int
 
     async def admit(self, fields: GenerateFields) -> Admitted:
-        """Raises APIError: 422 for what can never be served, 429 and 503 for what may be later."""
+        """Raises APIError: 422 for what can never be served, 429 and 503 for what may be later.
+
+        The last are checked first, for little, and again when the prompt is known.
+        """
+        self._check_load()
         check_token_ids(fields, self.config.vocab_size)
         prompt_ids = await self._tokenize(fields.prompt)
         max_tokens = room(fields, len(prompt_ids), self.context)
-        self.check_ready()
-        self._check_queue()
+        self._check_load()
         return Admitted(prompt_ids, sampling_params(fields, max_tokens))
 
     @property
@@ -76,10 +79,15 @@ class Admission:
         if state != "ready":
             raise try_later(503, f"the engine is {state}; try again shortly", code=state)
 
-    def _check_queue(self) -> None:
+    def _check_load(self) -> None:
+        self.check_ready()
         if self.registry.num_active >= self.capacity:
+            seconds = self.registry.turnover.seconds_to_a_place()
             raise try_later(
-                429, "the queue is full; try again after Retry-After seconds", code="queue_full"
+                429,
+                f"the queue is full; try again in {seconds} s",
+                code="queue_full",
+                seconds=seconds,
             )
 
 

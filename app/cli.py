@@ -28,6 +28,9 @@ notes = Console(stderr=True, highlight=False)
 Url = Annotated[
     str | None, typer.Option(help="A running server; by default the model is loaded right here.")
 ]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="TICKERTAPE_API_KEY", help="For a server that wants one.")
+]
 MaxLength = Annotated[int, typer.Option(min=1, help="New tokens at most.")]
 Temperature = Annotated[float, typer.Option(min=0, max=2, help="0 is greedy.")]
 TopK = Annotated[int, typer.Option(min=0, help="Draw among the k likeliest only; 0 is all.")]
@@ -50,6 +53,7 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
     flags: dict[str, Any],
     url: Url = None,
+    api_key: ApiKey = None,
     max_length: MaxLength = 100,
     temperature: Temperature = 0.7,
     top_k: TopK = 0,
@@ -58,7 +62,7 @@ def generate(
 ) -> None:
     """Continue a prompt, typing as the tokens come."""
     options = _options(max_length, temperature, top_k, top_p, seed)
-    asyncio.run(_print_all(_events(prompt, url, flags, options)))
+    asyncio.run(_print_all(_events(prompt, url, api_key, flags, options)))
 
 
 @app.command()
@@ -99,7 +103,7 @@ def _options(
 
 
 async def _events(
-    prompt: str, url: str | None, flags: dict[str, Any], options: Options
+    prompt: str, url: str | None, api_key: str | None, flags: dict[str, Any], options: Options
 ) -> AsyncIterator[Event]:
     if url:
         if ignored := [
@@ -108,7 +112,7 @@ async def _events(
             raise SettingsError(
                 f"{', '.join(ignored)}: the server at --url decides that; leave out"
             )
-        async with Client(url) as client:
+        async with Client(url, api_key=api_key) as client:
             async for event in client.generate(prompt, **options):
                 yield event
         return

@@ -5,26 +5,42 @@
             if isinstance(event, Token):
                 print(event.text, end="", flush=True)
 
+A connection that is lost is made again, and the loop goes on with the next token: none is missing,
+none comes twice. A server that is busy is asked again when it said to.
+
 Exceptions:
 
     TickertapeError
       RefusedError          the server said no: status, type, message, param, code
-        OverloadedError     429 or 503: `retry_after` says when to try again
+        OverloadedError     429 or 503, after `max_retries`: `retry_after` says when to come back
       GenerationError       the generation failed after it had begun
-      ConnectionLostError   the stream broke off; `attach(tape, after)` reads on
+      ConnectionLostError   not to be made again; `attach(tape, after)` reads on, later
 """
 
+import asyncio
 import contextlib
+import json
+import logging
+import random
+import secrets
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
 import httpx
-from httpx_sse import EventSource, ServerSentEvent, SSEError
+
+from app.event_stream import EventStreamParser, ServerSentEvent
+
+logger = logging.getLogger("tickertape.client")
 
 # Three of the server's pings may be missed before silence counts as a lost connection.
 _TIMEOUT = httpx.Timeout(connect=5.0, read=45.0, write=30.0, pool=None)
+
+# Seconds before the first new connection, where the server names no other; and the longest that
+# the wait grows to: a server keeps a paused generation for ten, unless told otherwise.
+_RETRY, _LONGEST_RETRY = 1.0, 8.0
+_LONGEST_RETRY_AFTER = 60.0
 
 
 class Options(TypedDict, total=False):
@@ -49,6 +65,7 @@ class Options(TypedDict, total=False):
     cache_salt: str
     on_disconnect: Literal["pause", "abort", "continue"]
     grace: float
+    timeout: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +162,17 @@ class ConnectionLostError(TickertapeError):
         self.after = after
 
 
+class _CutError(Exception):
+    """A stream broke off where none of HTTP's own errors says so."""
+
+
+class _StrangerError(Exception):
+    """What answers is no Tickertape."""
+
+
 @dataclass(slots=True, eq=False)
 class _Reading:
-    """One open stream: what it reads, how far it is."""
+    """One tape that is read, over however many connections: how far it is."""
 
     cancel_on_close: bool
     tape: str | None = None
@@ -155,12 +180,48 @@ class _Reading:
     ended: bool = False
 
 
-class Client:
-    """A connection pool to one Tickertape server; use it with `async with`."""
+@dataclass(slots=True)
+class _Patience:
+    """How often something is tried again: `limit` times in a row without any progress.
 
-    def __init__(self, url: str = "http://127.0.0.1:8000") -> None:
+    The wait is what the server asked for, or doubles each time; up to a quarter more, at random,
+    keeps many clients from coming back together.
+    """
+
+    limit: int
+    retry: float = _RETRY
+    tries: int = 0
+
+    async def wait(self, problem: TickertapeError) -> None:
+        """Raises the problem when there is to be no other try."""
+        seconds = min(self.retry * 2**self.tries, max(self.retry, _LONGEST_RETRY))
+        if isinstance(problem, OverloadedError):
+            seconds = problem.retry_after
+        if self.tries >= self.limit or seconds > _LONGEST_RETRY_AFTER:
+            raise problem
+        self.tries += 1
+        logger.info("%s; trying again in %.1f s", problem, seconds)
+        await asyncio.sleep(seconds * random.uniform(1, 1.25))
+
+
+class Client:
+    """A connection pool to one Tickertape server; use it with `async with`.
+
+    After a lost connection, a 429 or a 503 it tries again, up to `max_retries` times in a row.
+    `api_key` is for a server that wants one.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        max_retries: int = 5,
+    ) -> None:
+        self._max_retries = max_retries
         self._http = httpx.AsyncClient(
             base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
             timeout=_TIMEOUT,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
         )
@@ -192,7 +253,7 @@ class Client:
         """
         body = {"prompt": prompt, "stream": True, **options}
         reading = _Reading(cancel_on_close=True)
-        async with contextlib.aclosing(self._events("POST", "/generate", reading, body)) as events:
+        async with contextlib.aclosing(self._read(reading, body)) as events:
             async for event in events:
                 yield event
 
@@ -202,10 +263,7 @@ class Client:
         Raises RefusedError (404: no such tape), GenerationError or ConnectionLostError.
         """
         reading = _Reading(cancel_on_close=False, tape=tape, after=after)
-        path = f"/v1/tapes/{tape}"
-        async with contextlib.aclosing(
-            self._events("GET", path, reading, None, {"Last-Event-ID": f"{tape}:{after}"})
-        ) as events:
+        async with contextlib.aclosing(self._read(reading)) as events:
             async for event in events:
                 yield event
 
@@ -213,7 +271,7 @@ class Client:
         """The whole continuation at once. Raises like `generate`."""
         # It takes as long as its generation does, so there is no bound on the wait.
         response = await self._request(
-            "POST", "/generate", {"prompt": prompt, **options}, patience=None
+            "POST", "/generate", {"prompt": prompt, **options}, waits=None
         )
         try:
             return Answer(**_object(response))
@@ -237,55 +295,106 @@ class Client:
         path: str,
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        patience: httpx.Timeout | None = _TIMEOUT,
+        waits: httpx.Timeout | None = _TIMEOUT,
     ) -> httpx.Response:
-        try:
-            response = await self._http.request(
-                method, path, json=_jsonable(body), headers=headers, timeout=patience
-            )
-        except httpx.TransportError as error:
-            raise ConnectionLostError(_describe(error, self._http.base_url)) from error
-        _raise_for_refusal(response)
-        return response
-
-    async def _events(
-        self,
-        method: str,
-        path: str,
-        reading: _Reading,
-        body: Mapping[str, Any] | None,
-        headers: Mapping[str, str] | None = None,
-    ) -> AsyncGenerator[Event, None]:
-        """One streamed response as typed events, up to and with its Done."""
-        self._readings.add(reading)
-        accept = {"Accept": "text/event-stream", **(headers or {})}
-        try:
-            async with self._http.stream(
-                method, path, json=_jsonable(body), headers=accept
-            ) as response:
-                if not response.is_success:
-                    await response.aread()
+        """One answer. The key makes a request that is sent again the same request."""
+        patience = _Patience(self._max_retries)
+        if body:
+            headers = {"Idempotency-Key": secrets.token_urlsafe(16), **(headers or {})}
+        while True:
+            try:
+                response = await self._http.request(
+                    method, path, json=_jsonable(body), headers=headers, timeout=waits
+                )
                 _raise_for_refusal(response)
-                reading.tape = response.headers.get("X-Tape", reading.tape)
-                if response.status_code == 204:
-                    reading.ended = True
-                    return
-                async for frame in EventSource(response).aiter_sse():
-                    if not frame.data:  # the opening block; httpx-sse yields it, the spec does not
-                        continue
-                    event = _event(frame, reading)
-                    if event:
-                        yield event
-                    if reading.ended:
-                        return
-            raise _lost(reading, "the stream ended without its done frame")
-        except (httpx.TransportError, SSEError, ValueError, KeyError) as error:
-            raise _lost(reading, _describe(error, self._http.base_url)) from error
+                return response
+            except OverloadedError as error:
+                await patience.wait(error)
+            except httpx.TransportError as error:
+                lost = ConnectionLostError(_describe(error, self._http.base_url))
+                lost.__cause__ = error
+                if isinstance(error, httpx.ConnectError) and not patience.tries:
+                    raise lost from error
+                await patience.wait(lost)
+
+    async def _read(
+        self, reading: _Reading, body: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """A tape up to and with its Done; begun by `body`, where it is not known yet."""
+        patience = _Patience(self._max_retries)
+        key = secrets.token_urlsafe(16)
+        self._readings.add(reading)
+        try:
+            while not reading.ended:
+                stood = reading.after
+                try:
+                    async with contextlib.aclosing(
+                        self._connection(reading, body, key, patience)
+                    ) as events:
+                        async for event in events:
+                            yield event
+                except (OverloadedError, httpx.TransportError, _CutError, _StrangerError) as error:
+                    if reading.after > stood:
+                        patience.tries = 0
+                    await self._try_again(reading, patience, error)
+        except ConnectionLostError:
+            reading.cancel_on_close = False  # it can be read on from where it broke
+            raise
         finally:
             await self._leave(reading)
 
+    async def _try_again(self, reading: _Reading, patience: _Patience, error: Exception) -> None:
+        """Return when it is time to. Raises what `error` means for the caller when it never is."""
+        if isinstance(error, OverloadedError):
+            await patience.wait(error)
+            return
+        message = _describe(error, self._http.base_url)
+        lost = ConnectionLostError(message, reading.tape, reading.after)
+        lost.__cause__ = error
+        began = reading.tape is not None or patience.tries > 0
+        if isinstance(error, _StrangerError) or (
+            isinstance(error, httpx.ConnectError) and not began
+        ):
+            raise lost
+        await patience.wait(lost)
+
+    async def _connection(
+        self,
+        reading: _Reading,
+        body: Mapping[str, Any] | None,
+        key: str,
+        patience: _Patience,
+    ) -> AsyncGenerator[Event, None]:
+        """What one connection brings: the start of a tape, or what comes after `reading.after`."""
+        method, path, headers = "POST", "/generate", {"Accept": "text/event-stream"}
+        if reading.tape is None:
+            headers["Idempotency-Key"] = key
+        else:
+            method, path, body = "GET", f"/v1/tapes/{reading.tape}", None
+            headers["Last-Event-ID"] = f"{reading.tape}:{reading.after}"
+        async with self._http.stream(
+            method, path, json=_jsonable(body), headers=headers
+        ) as response:
+            if not response.is_success:
+                await response.aread()
+            _raise_for_refusal(response)
+            if response.status_code == 204:
+                reading.ended = True
+                return
+            reading.tape = response.headers.get("X-Tape", reading.tape)
+            parser = EventStreamParser()
+            async for chunk in response.aiter_bytes():
+                for frame in parser.feed(chunk):
+                    if event := _understood(frame, reading):
+                        yield event
+                    if reading.ended:
+                        return
+                if parser.retry is not None:
+                    patience.retry = parser.retry / 1000
+        raise _CutError("the stream ended without its done frame")
+
     async def _leave(self, reading: _Reading) -> None:
-        """The loop over this stream is over; what it started and did not finish is cancelled."""
+        """The loop over this tape is over; what it started and did not finish is cancelled."""
         self._readings.discard(reading)
         if reading.cancel_on_close and reading.tape and not reading.ended:
             reading.ended = True
@@ -294,17 +403,25 @@ class Client:
                 await self.cancel(reading.tape)
 
 
-def _event(frame: ServerSentEvent, reading: _Reading) -> Event | None:
-    """None for a kind of event that is newer than this client, as SSE has it.
+def _understood(frame: ServerSentEvent, reading: _Reading) -> Event | None:
+    """Like `_event`. Raises _StrangerError for a frame that is none of a Tickertape's."""
+    try:
+        return _event(frame, reading)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _StrangerError(f"it sent {frame.event!r} with {frame.data:.80}") from error
 
-    Raises GenerationError on the terminal frame of a failed generation, and ValueError or KeyError
-    for a frame that is none of a Tickertape's.
+
+def _event(frame: ServerSentEvent, reading: _Reading) -> Event | None:
+    """None for what this reader has already, and for a kind of event that is newer than it.
+
+    Raises GenerationError on the terminal frame of a failed generation, _CutError when entries are
+    missing before this one, and ValueError or KeyError for a frame that is none of a Tickertape's.
     """
-    data = frame.json()
-    if frame.id:
-        reading.after = int(frame.id.rpartition(":")[2])
     match frame.event:
         case "token":
+            data = json.loads(frame.data)
+            if not _moves_on(frame, reading, len(data["token_ids"])):
+                return None
             return Token(
                 data["text"],
                 data["token_ids"],
@@ -313,28 +430,43 @@ def _event(frame: ServerSentEvent, reading: _Reading) -> Event | None:
                 data.get("logprobs"),
             )
         case "status":
+            data = json.loads(frame.data)
             return Status(data.pop("state"), data)
         case "gap":
-            return Gap(data["from"], data["to"])
+            data = json.loads(frame.data)
+            gap = Gap(data["from"], data["to"])
+            reading.after = max(reading.after, gap.last)
+            return gap
         case "done":
-            reading.ended = True
-            done = Done(
-                data["finish_reason"],
-                data["usage"],
-                data["timings"],
-                reading.tape or "",
-                data.get("error"),
-            )
-            if done.finish_reason == "error":
-                raise GenerationError(done)
-            return done
+            return _done(frame, reading) if _moves_on(frame, reading, 1) else None
     return None
 
 
-def _lost(reading: _Reading, message: str) -> ConnectionLostError:
-    """The generation is left alone: it can be read on from where the connection broke."""
-    reading.cancel_on_close = False
-    return ConnectionLostError(message, reading.tape, reading.after)
+def _moves_on(frame: ServerSentEvent, reading: _Reading, count: int) -> bool:
+    """Whether this frame of `count` entries is the next one; False for one that was read before."""
+    last = int(frame.id.rpartition(":")[2])
+    if last <= reading.after:
+        return False
+    if last - count != reading.after:
+        raise _CutError(f"entries between {reading.after} and {last - count + 1} are missing")
+    reading.after = last
+    return True
+
+
+def _done(frame: ServerSentEvent, reading: _Reading) -> Done:
+    """Raises GenerationError when the generation has failed."""
+    data = json.loads(frame.data)
+    reading.ended = True
+    done = Done(
+        data["finish_reason"],
+        data["usage"],
+        data["timings"],
+        reading.tape or "",
+        data.get("error"),
+    )
+    if done.finish_reason == "error":
+        raise GenerationError(done)
+    return done
 
 
 def _jsonable(body: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -369,6 +501,8 @@ def _raise_for_refusal(response: httpx.Response) -> None:
 
 
 def _describe(error: Exception, url: httpx.URL) -> str:
+    if isinstance(error, _StrangerError):
+        return f"what answers at {url} is no Tickertape: {error}"
     if isinstance(error, httpx.ConnectError):
         return f"nothing answers at {url}; is the server running? (`tickertape serve`)"
     return f"the connection to {url} failed: {error or type(error).__name__}"

@@ -7,11 +7,12 @@ with no task and no queue between. `generate` is the same as an async generator.
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from app.settings import EngineSettings
 from model.messages import (
@@ -23,6 +24,8 @@ from model.messages import (
     Gauges,
     Generate,
     Pause,
+    Prefilling,
+    Queued,
     Ready,
     Report,
     Resume,
@@ -40,8 +43,11 @@ logger = logging.getLogger("tickertape.engine")
 # wait costs a time slice. Asleep they lose little on an idle machine: docs/decisions.md.
 _WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 
-_PAUSE_BEFORE_RESTART = 0.1  # seconds; an engine that dies at once must not fill the process table
+# Seconds before another engine is started: more each time that one dies before it is ready.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _SECONDS_TO_GO = 2.0
+
+_SENT_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 
 State = Literal["loading", "ready", "recovering", "draining"]
 
@@ -54,7 +60,20 @@ class EngineFailedError(EngineError):
     """The engine cannot serve at all; the message says why in one line."""
 
 
-Event = Started | Token | Finished
+class EngineWatcher(Protocol):
+    """Who wants to know how the engine is."""
+
+    def engine_died(self, *, crashed: bool) -> None:
+        """All its sequences are lost, and their sinks were told.
+
+        `crashed` is False when somebody killed it: then none of them is to blame.
+        """
+
+    def engine_ready(self) -> None:
+        """Another one takes work."""
+
+
+Event = Started | Queued | Prefilling | Token | Finished
 Sink = Callable[[Event | EngineError], None]
 
 
@@ -71,13 +90,22 @@ def configuration(settings: EngineSettings, path: Path) -> Configure:
     )
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """It goes by itself when its socket closes; one that hangs is killed."""
+async def _end(process: asyncio.subprocess.Process) -> int:
+    """Its exit code. It goes by itself when its socket closes; one that hangs is killed."""
     try:
-        await asyncio.wait_for(process.wait(), _SECONDS_TO_GO)
+        return await asyncio.wait_for(process.wait(), _SECONDS_TO_GO)
     except TimeoutError:
         process.kill()
-        await process.wait()
+        return await process.wait()
+
+
+def _killed_for_memory() -> int:
+    """How many processes of this machine the kernel has killed for want of memory."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
 class _Reports(asyncio.Protocol):
@@ -128,11 +156,17 @@ class EngineLink:
         self._draining = False
         self.info: Ready | None = None
         self.gauges = Gauges()
+        self.watcher: EngineWatcher | None = None
         self.failure: asyncio.Future[EngineFailedError] = asyncio.get_running_loop().create_future()
 
     @property
     def state(self) -> State:
         return "draining" if self._draining else self._engine_state
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is an engine that takes a sequence."""
+        return self._engine_state == "ready" and self._connected
 
     @property
     def pid(self) -> int | None:
@@ -170,6 +204,7 @@ class EngineLink:
     def submit(self, request: Generate, sink: Sink) -> None:
         """Begin a sequence. `sink` gets Started, each Token as it is made, then Finished.
 
+        Where the sequence has to wait, Queued and Prefilling come between.
         Or EngineError, when the engine dies or is not there; nothing comes after it. The sink must
         neither wait nor raise: it would hold up or end the tokens of everybody.
         """
@@ -236,25 +271,36 @@ class EngineLink:
 
     async def _watch(self, reports: _Reports) -> None:
         """Start another engine whenever one dies at work."""
+        pause = _FIRST_PAUSE
         try:
             while True:
+                killed_for_memory = _killed_for_memory()
                 await reports.closed
-                self._hang_up()
-                code = await self._process.wait() if self._process else None
+                pause = _FIRST_PAUSE if self._loaded.is_set() else min(2 * pause, _LONGEST_PAUSE)
+                self._lose()
+                code = await _end(self._process) if self._process else 0
+                crashed = code not in _SENT_FROM_OUTSIDE or _killed_for_memory() > killed_for_memory
                 self._tell_all(EngineError(f"the engine process ended (exit code {code})"))
                 if self.info is None:
                     self._fail(f"the engine process ended while it loaded (exit code {code})")
                 if self.failure.done():
                     return
                 logger.error("the engine process ended (exit code %s); starting another", code)
-                self._engine_state = "recovering"
-                self._loaded.clear()
-                await asyncio.sleep(_PAUSE_BEFORE_RESTART)
+                if self.watcher:
+                    self.watcher.engine_died(crashed=crashed)
+                await asyncio.sleep(pause)
                 reports = await self._launch()
         except Exception as error:
             logger.exception("watching the engine failed")
             self._tell_all(EngineError("the engine was lost"))
             self._fail(f"the engine was lost: {error}")
+
+    def _lose(self) -> None:
+        """From now on there is no engine, until another is ready."""
+        self._hang_up()
+        self._loaded.clear()
+        if self.info:
+            self._engine_state = "recovering"
 
     def _handle(self, report: Report) -> None:
         match report:
@@ -266,13 +312,16 @@ class EngineLink:
                 if report.note:
                     logger.info("%s", report.note)
                 self._engine_state = "ready"
-                self._loaded.set()
+                if not self._loaded.is_set():
+                    self._loaded.set()
+                    if self.watcher:
+                        self.watcher.engine_ready()
             case Failed():
                 self._fail(report.message)
 
     def _deliver(self, step: Step) -> None:
         """Each event to the sink of its sequence; those of cancelled sequences to nobody."""
-        for events in (step.started, step.tokens, step.finished):
+        for events in (step.started, step.progress, step.tokens, step.finished):
             for event in events:
                 if sink := self._sinks.get(event.id):
                     sink(event)

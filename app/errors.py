@@ -96,7 +96,8 @@ def install(app: FastAPI) -> None:
 
 def from_validation(first: Mapping[str, Any]) -> APIError:
     """pydantic's first complaint as one sentence that names the field."""
-    location = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    places = ("body", "query", "path", "header")
+    location = [str(part) for part in first["loc"] if part not in places]
     param = ".".join(part for part in location if part != "[key]") or None
     if first["type"] == "extra_forbidden":
         message = f"{param} is not a field of this request; see /docs for those that are"

@@ -11,18 +11,25 @@ from starlette.staticfiles import StaticFiles
 from app import errors
 from app.admission import Admission
 from app.engine_link import EngineLink, configuration
+from app.options import SettingsError
 from app.routes import generate, ops, page, tapes
+from app.security import ApiKeys
 from app.services import Services
 from app.settings import Settings
 from app.tapes.memory import MemoryStore
+from app.tapes.recovery import Recovery
 from app.tapes.registry import Registry
 from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service for one model. Raises ModelLoadError when the model cannot be opened."""
+    """The service for one model.
+
+    Raises ModelLoadError when the model cannot be opened, SettingsError when the keys cannot.
+    """
     settings = settings or Settings()
+    api_keys = _api_keys(settings)
     path = resolve(settings.model)
     checkpoint = open_checkpoint(path)
     model_name = checkpoint.name if Path(settings.model).exists() else settings.model
@@ -34,7 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         link = EngineLink(configuration(settings, path))
         await link.start()
         store = MemoryStore(ttl=settings.tape_ttl, budget=settings.tape_memory)
-        registry = Registry(link, store, settings.grace)
+        registry = Registry(Recovery(link), store, settings.max_tape_memory)
         admission = Admission(
             tokenizer=tokenizer,
             config=checkpoint.config,
@@ -43,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             max_model_len=settings.max_model_len or checkpoint.config.max_model_len,
             capacity=settings.max_num_seqs + settings.max_waiting,
         )
-        app.state.services = Services(settings, model_name, link, registry, admission)
+        app.state.services = Services(settings, model_name, link, registry, admission, api_keys)
         try:
             yield
         finally:
@@ -63,3 +70,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(module.router)
     app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
     return app
+
+
+def _api_keys(settings: Settings) -> ApiKeys:
+    if settings.api_key_file is None:
+        return ApiKeys()
+    try:
+        return ApiKeys.read(settings.api_key_file)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"--api-key-file (or TICKERTAPE_API_KEY_FILE): {error}; give a file with one key a line"
+        ) from None

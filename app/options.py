@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -87,4 +88,4 @@ def _option(kind: type[BaseSettings], name: str) -> inspect.Parameter:
 def _metavar(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
-    return {str: "TEXT", float: "SECONDS"}.get(annotation, "N")
+    return {str: "TEXT", float: "SECONDS", Path | None: "FILE"}.get(annotation, "N")

@@ -18,7 +18,11 @@ from model.errors import ModelLoadError
 logger = logging.getLogger("tickertape")
 
 # After every tape has its terminal entry, how long readers may take to fetch it.
-_FLUSH_SECONDS = 2
+_FLUSH_SECONDS = 1
+
+# Bytes that the kernel keeps for one reader (it doubles them). By itself it takes megabytes, and a
+# reader that takes nothing would be noticed minutes later.
+_SEND_BUFFER = 64 * 1024
 
 
 class Server(uvicorn.Server):
@@ -30,6 +34,12 @@ class Server(uvicorn.Server):
     def _services(self) -> Services:
         services: Services = self.config.app.state.services  # type: ignore[union-attr]
         return services
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            for listening in server.sockets:
+                _bound_connections(listening, self._services.settings.send_timeout)
 
     async def main_loop(self) -> None:
         watch = asyncio.create_task(self._watch_engine())
@@ -58,12 +68,13 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends it at once."""
         self.force_exit = self.should_exit
+        self._services.link.drain()
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new work, let streams finish within the grace period, end the rest, and go."""
         services = self._services
-        services.link.drain()
+        services.link.drain()  # unless a signal has
         await self._wait_for_tapes(services)
         services.registry.close()
         await super().shutdown(sockets)
@@ -74,8 +85,21 @@ class Server(uvicorn.Server):
         clock = asyncio.get_running_loop().time
         deadline = clock() + services.settings.shutdown_grace
         # A signal handler sets force_exit, so there is no event to wait for.
-        while services.registry.num_active and clock() < deadline and not self.force_exit:  # noqa: ASYNC110
+        while (  # noqa: ASYNC110
+            services.registry.num_active
+            and clock() < deadline
+            and not self.force_exit
+            and not self.failure
+        ):
             await asyncio.sleep(0.05)
+
+
+def _bound_connections(listening: socket.socket, seconds: float) -> None:
+    """Every connection accepted here inherits it: little is kept for a reader, and one that takes
+    or acknowledges nothing for so long is closed by the kernel (RFC 5482), wherever it has gone."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
 def run(settings: Settings) -> None:

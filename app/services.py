@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.admission import Admission
 from app.engine_link import EngineLink
+from app.security import ApiKeys
 from app.settings import Settings
 from app.tapes.registry import Registry
 
@@ -18,6 +20,7 @@ class Services:
     link: EngineLink
     registry: Registry
     admission: Admission
+    api_keys: ApiKeys
 
 
 def services_of(request: Request) -> Services:
@@ -31,3 +34,18 @@ async def _services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
+
+_bearer = HTTPBearer(auto_error=False, description="A key of --api-key-file, where there is one.")
+
+
+async def _owner(
+    services: ServicesDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> str:
+    # Starlette reads headers as latin-1, which gives their bytes back.
+    key = credentials.credentials.encode("latin-1") if credentials else None
+    return services.api_keys.owner(key)
+
+
+# Whose tapes a request may read, and makes. Raises APIError 401 without a key where one is needed.
+OwnerDep = Annotated[str, Depends(_owner)]

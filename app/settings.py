@@ -4,6 +4,7 @@ The command line is made from these fields (app/cli.py): a new option is one fie
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
@@ -87,15 +88,24 @@ class Settings(EngineSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_key_file: Path | None = Field(
+        None, description="File with the keys that clients may use, one a line; none needs no key."
+    )
     max_body_size: Bytes = Field(  # type: ignore[assignment]
         "2MiB", ge=1, description="Size of a request's body; a larger one is refused with 413."
     )
     max_waiting: int = Field(
         256, ge=0, description="Requests that may wait for a seat; more are refused with 429."
     )
+    queue_timeout: float = Field(
+        300.0, gt=0, description="Seconds that a request may wait for a seat before it is given up."
+    )
     tape_ttl: float = Field(300.0, ge=0, description="Seconds that a finished tape is kept.")
     tape_memory: Bytes = Field(  # type: ignore[assignment]
         "256MiB", ge=0, description="Memory for finished tapes; the oldest go first."
+    )
+    max_tape_memory: Bytes = Field(  # type: ignore[assignment]
+        "64MiB", ge=1, description="Memory for one tape; beyond it, its oldest entries go."
     )
     grace: float = Field(
         10.0, ge=0, le=3600, description="Seconds that a paused sequence waits for its reader."
@@ -104,7 +114,7 @@ class Settings(EngineSettings):
         15.0, gt=0, le=15, description="Seconds between comments on a silent stream."
     )
     send_timeout: float = Field(
-        30.0, gt=0, description="Seconds after which a reader that takes nothing is cut off."
+        15.0, gt=0, description="Seconds after which a reader that takes nothing is cut off."
     )
     shutdown_grace: float = Field(
         5.0, ge=0, description="Seconds that running streams may go on after SIGTERM."

@@ -13,20 +13,34 @@ Three things are done here on purpose:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Message, Receive, Scope, Send
 
+from app.tapes.position import Position
 from app.tapes.registry import Registry
-from app.tapes.tape import End, Entry, Tape
+from app.tapes.tape import End, Entry, Gap, Progress, Tape
 
 logger = logging.getLogger("tickertape.sse")
 
-Frames = Callable[[str, int, Sequence[Entry | End]], bytes]
+
+class Dialect(Protocol):
+    """One wire format: pure functions from what a tape holds to frames."""
+
+    def opening(self, position: Position) -> bytes: ...
+
+    def frames(self, tape_id: str, last: int, batch: Sequence[Entry | End]) -> bytes: ...
+
+    def gap(self, gap: Gap) -> bytes: ...
+
+    def status(self, progress: Progress) -> bytes: ...
+
+    def heartbeat(self, tape: Tape) -> str:
+        """The text of a comment that goes out on a silent stream."""
 
 
 class SendWatch:
@@ -82,8 +96,7 @@ class TapeResponse(EventSourceResponse):
         tape: Tape,
         after: int,
         *,
-        opening: bytes,
-        frames: Frames,
+        dialect: Dialect,
         ping_interval: float,
         send_timeout: float,
     ) -> None:
@@ -91,11 +104,11 @@ class TapeResponse(EventSourceResponse):
         self._tape = tape
         self._watch = SendWatch(send_timeout)
         super().__init__(
-            _stream(tape, after, opening, frames),
+            _stream(tape, after, dialect),
             headers={"X-Tape": tape.id, "Content-Location": f"/v1/tapes/{tape.id}"},
             sep="\n",
             ping=ping_interval,
-            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            ping_message_factory=lambda: ServerSentEvent(comment=dialect.heartbeat(tape), sep="\n"),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,8 +126,14 @@ class TapeResponse(EventSourceResponse):
         await send(message)
 
 
-async def _stream(tape: Tape, after: int, opening: bytes, frames: Frames) -> AsyncIterator[bytes]:
-    yield opening
-    async for batch in tape.read(after):
-        after += len(batch)
-        yield frames(tape.id, after, batch)
+async def _stream(tape: Tape, after: int, dialect: Dialect) -> AsyncIterator[bytes]:
+    yield dialect.opening(Position(tape.id, after))
+    async for item in tape.read(after):
+        if isinstance(item, list):
+            after += len(item)
+            yield dialect.frames(tape.id, after, item)
+        elif isinstance(item, Gap):
+            after = item.last
+            yield dialect.gap(item)
+        else:
+            yield dialect.status(item)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(log: Path, *flags: str, ready: bool = True) -> Iterator[RunningServer]:
+def running(
+    log: Path, *flags: str, ready: bool = True, command: Sequence[str | Path] = (TICKERTAPE,)
+) -> Iterator[RunningServer]:
     """A server until the block ends; with `ready`, its model is loaded when the block begins."""
     port = free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [TICKERTAPE, "serve", "--port", str(port), *flags],
+            [*command, "serve", "--port", str(port), *flags],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a process group of its own, to signal as a whole

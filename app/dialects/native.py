@@ -7,8 +7,8 @@ import msgspec
 import orjson
 
 from app.tapes.position import Position
-from app.tapes.tape import End, Entry
-from model.messages import Logprob
+from app.tapes.tape import End, Entry, Gap, Progress, Tape
+from model.messages import Logprob, Prefilling, Queued
 
 RETRY_MS = 1000
 
@@ -16,6 +16,30 @@ RETRY_MS = 1000
 def opening(position: Position) -> bytes:
     """The block without data that every stream begins with: from here on a client can resume."""
     return f"retry: {RETRY_MS}\nid: {position}\n\n".encode()
+
+
+def status(progress: Progress) -> bytes:
+    """What goes on before the next entry. It has no id, so it never moves the cursor."""
+    match progress:
+        case Queued(position=position):
+            data: dict[str, Any] = {"state": "queued", "position": position}
+        case Prefilling(done=done, total=total):
+            data = {"state": "prefill", "done": done, "total": total}
+        case _:
+            data = {"state": "recovering"}
+    return b"event: status\ndata: %b\n\n" % orjson.dumps(data)
+
+
+def gap(gap: Gap) -> bytes:
+    """What is missing. It carries no entry, so it has no id."""
+    return b"event: gap\ndata: %b\n\n" % orjson.dumps({"from": gap.first, "to": gap.last})
+
+
+def heartbeat(tape: Tape) -> str:
+    """The text of a comment: tells a stalled generation from a silent connection."""
+    age = tape.last_token_age
+    said = "" if age is None else f" last_token_age_s={age:.3f}"
+    return f"ping state={tape.status}{said}"
 
 
 def frames(tape_id: str, last: int, batch: Sequence[Entry | End]) -> bytes:
@@ -78,7 +102,8 @@ def done_data(end: End) -> dict[str, Any]:
         "timings": end.timings,
     }
     if end.error:
-        data["error"] = {"type": "server_error", "message": end.error, "param": None, "code": None}
+        kind = "timeout_error" if end.finish_reason == "timeout" else "server_error"
+        data["error"] = {"type": kind, "message": end.error, "param": None, "code": None}
     return data
 
 

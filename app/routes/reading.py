@@ -9,7 +9,7 @@ from app.dialects import native
 from app.errors import APIError
 from app.services import Services
 from app.sse import TapeResponse
-from app.tapes.position import Position, parse_position
+from app.tapes.position import parse_position
 from app.tapes.tape import Tape
 
 LastEventID = Annotated[
@@ -17,11 +17,21 @@ LastEventID = Annotated[
     Header(alias="Last-Event-ID", description="The id of the last frame received: go on after it."),
 ]
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="The same key with the same request is the same tape, however often it comes.",
+    ),
+]
 
-def find(services: Services, tape_id: str) -> Tape:
-    """Raises APIError 404 when there is no such tape, or no longer."""
+
+def find(services: Services, owner: str, tape_id: str) -> Tape:
+    """Raises APIError 404 when there is no such tape, no longer, or it is somebody else's."""
     tape = services.registry.get(tape_id)
-    if tape is None:
+    if tape is None or tape.owner != owner:
         raise APIError(
             404,
             "no such tape; finished tapes are kept for "
@@ -31,10 +41,10 @@ def find(services: Services, tape_id: str) -> Tape:
     return tape
 
 
-def resume(services: Services, event_id: str) -> Response:
+def resume(services: Services, owner: str, event_id: str) -> Response:
     """Go on after the entry that a Last-Event-ID names; never starts a generation."""
     position = parse_position(event_id)
-    return stream(services, find(services, position.tape_id), position.entry)
+    return stream(services, find(services, owner, position.tape_id), position.entry)
 
 
 def stream(services: Services, tape: Tape, after: int = 0) -> Response:
@@ -54,8 +64,7 @@ def stream(services: Services, tape: Tape, after: int = 0) -> Response:
         services.registry,
         tape,
         after,
-        opening=native.opening(Position(tape.id, after)),
-        frames=native.frames,
+        dialect=native,
         ping_interval=services.settings.ping_interval,
         send_timeout=services.settings.send_timeout,
     )

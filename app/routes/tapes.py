@@ -8,9 +8,9 @@ from starlette.responses import JSONResponse, Response
 from app.errors import APIError
 from app.routes.body import StrictRoute
 from app.routes.generate import REFUSALS, STREAM, Responses, start
-from app.routes.reading import LastEventID, find, resume, stream
+from app.routes.reading import IdempotencyKey, LastEventID, find, resume, stream
 from app.schemas.native import ErrorBody, TapeBody, TapeCreated, TapeSnapshot
-from app.services import ServicesDep
+from app.services import OwnerDep, ServicesDep
 from app.tapes.position import parse_position
 from app.tapes.tape import Tape
 
@@ -21,12 +21,16 @@ UNKNOWN: Responses = {404: {"model": ErrorBody}}
 
 @router.post("", status_code=201, response_model=TapeCreated, responses={**REFUSALS})
 async def create(
-    body: TapeBody, services: ServicesDep, last_event_id: LastEventID = None
+    body: TapeBody,
+    services: ServicesDep,
+    owner: OwnerDep,
+    last_event_id: LastEventID = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Start a generation without reading it: its tape is at the Location that comes back."""
     if last_event_id:
-        return resume(services, last_event_id)
-    tape = await start(services, body)
+        return resume(services, owner, last_event_id)
+    tape = await start(services, owner, body, idempotency_key)
     return JSONResponse(
         {"tape": tape.id}, 201, headers={"Location": f"/v1/tapes/{tape.id}", "X-Tape": tape.id}
     )
@@ -45,21 +49,22 @@ async def create(
 async def read(
     tape_id: str,
     services: ServicesDep,
+    owner: OwnerDep,
     after: Annotated[int, Query(ge=0, description="Go on after this entry.")] = 0,
     last_event_id: LastEventID = None,
     accept: Annotated[str, Header()] = "*/*",
 ) -> Response | TapeSnapshot:
     """The tape as SSE, from its start or after an entry; as JSON, a snapshot of it as it is now."""
-    tape = find(services, tape_id)
+    tape = find(services, owner, tape_id)
     if "application/json" in accept:
         return _snapshot(tape)
     return stream(services, tape, _entry(last_event_id, tape_id, after))
 
 
 @router.delete("/{tape_id}", status_code=204, responses={**UNKNOWN})
-async def cancel(tape_id: str, services: ServicesDep) -> Response:
+async def cancel(tape_id: str, services: ServicesDep, owner: OwnerDep) -> Response:
     """End the generation; every reader gets the terminal frame."""
-    services.registry.cancel(find(services, tape_id).id)
+    services.registry.cancel(find(services, owner, tape_id).id)
     return Response(status_code=204)
 
 
@@ -88,6 +93,7 @@ def _snapshot(tape: Tape) -> TapeSnapshot:
             "finish_reason": tape.end.finish_reason if tape.end else None,
             "usage": tape.usage,
             "timings": tape.timings,
+            "gap": {"from": 1, "to": tape.num_dropped} if tape.num_dropped else None,
         },
         from_attributes=True,
     )

@@ -105,6 +105,9 @@ class GenerateFields(BaseModel):
         None,
         description="Seconds that a paused generation waits for a reader.",
     )
+    timeout: Annotated[float, Range(0.001, 86400)] | None = Field(
+        None, description="Seconds after which it ends with what there is."
+    )
 
 
 class GenerateQuery(GenerateFields):
@@ -174,16 +177,26 @@ class GenerateAnswer(BaseModel):
     logprobs: list[Logprob] | None = Field(None, exclude_if=lambda value: value is None)
 
 
+class Gap(BaseModel):
+    """Entries that are kept no longer; the text begins after them."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    first: int = Field(alias="from")
+    to: int
+
+
 class TapeSnapshot(BaseModel):
     """A tape as it is now."""
 
     tape: str
-    status: Literal["queued", "running", "paused", "done"]
+    status: Literal["queued", "running", "paused", "recovering", "done"]
     generated_text: str
     last_entry: int
     finish_reason: FinishReason | None
     usage: Usage
     timings: Timings
+    gap: Gap | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class TapeCreated(BaseModel):

@@ -12,6 +12,7 @@ class MemoryStore:
         self._ttl = ttl
         self._budget = budget
         self._tapes: dict[str, Tape] = {}
+        self._claimed: dict[str, Tape] = {}  # by Idempotency-Key
         self._finished: dict[str, Tape] = {}  # in the order in which they ended
         self._finished_size = 0
 
@@ -21,10 +22,16 @@ class MemoryStore:
 
     def add(self, tape: Tape) -> None:
         self._tapes[tape.id] = tape
+        if tape.claim:
+            self._claimed[tape.claim.key] = tape
 
     def get(self, tape_id: str) -> Tape | None:
         self._expire()
         return self._tapes.get(tape_id)
+
+    def claimed(self, key: str) -> Tape | None:
+        self._expire()
+        return self._claimed.get(key)
 
     def finished(self, tape: Tape) -> None:
         self._finished[tape.id] = tape
@@ -40,3 +47,5 @@ class MemoryStore:
                 return
             self._finished_size -= tape.size
             del self._finished[tape.id], self._tapes[tape.id]
+            if tape.claim:
+                del self._claimed[tape.claim.key]

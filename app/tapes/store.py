@@ -13,6 +13,9 @@ class TapeStore(Protocol):
     def get(self, tape_id: str) -> Tape | None:
         """The tape, or None if there is none of that id, or no longer."""
 
+    def claimed(self, key: str) -> Tape | None:
+        """The tape that was asked for with this Idempotency-Key, while it is kept."""
+
     def finished(self, tape: Tape) -> None:
         """The tape has its terminal entry: from now on it may be dropped."""
 

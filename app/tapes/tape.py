@@ -2,13 +2,25 @@
 
 import asyncio
 import time
+from array import array
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
-from model.messages import Finished, FinishReason, Logprob, Started, Token
+from model.messages import (
+    Finished,
+    FinishReason,
+    Logprob,
+    Prefilling,
+    Queued,
+    Started,
+    Token,
+)
+
+_UNBOUNDED = 1 << 62
+_EMPTY = 1000  # bytes that a tape without entries takes
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -52,24 +64,58 @@ class End:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Entries `first` to `last` are kept no longer; both are counted from 1."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recovering:
+    """The engine has died; the generation goes on when another is there."""
+
+
+Progress = Queued | Prefilling | Recovering
+Batch = list[Entry | End]
+Status = Literal["queued", "running", "paused", "recovering", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The Idempotency-Key that a tape was asked for with, and a digest of what was asked."""
+
+    key: str
+    digest: bytes
+
+
 @dataclass(slots=True, eq=False)
 class Tape:
     """Entries 1, 2, 3 ... without gaps; the last one is an End, whatever happened.
 
     Readers wait for what comes next; appending wakes them all and never waits for any.
-    `size` is about how many bytes of memory its entries take.
+    `size` is about how many bytes of memory it takes; beyond `cap` the oldest go, and
+    `entries` begins after the first `num_dropped`. Token ids are kept all: they are what another
+    engine needs to go on. `progress` is what there is to say before the next entry.
     """
 
     id: str
     prompt_tokens: int
+    cap: int = _UNBOUNDED
+    owner: str = ""  # the API key that it was made with, as app/security.py names it
+    claim: Claim | None = None
     began: float = field(default_factory=time.monotonic)
     entries: list[Entry] = field(default_factory=list)
+    num_dropped: int = 0
+    output_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    progress: Progress | None = None
     end: End | None = None
     ended_at: float | None = None
     queue_ms: float | None = None
     cached_tokens: int = 0
     paused: bool = False
-    size: int = 0
+    size: int = _EMPTY
     _first: float | None = None
     _last: float | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -77,23 +123,31 @@ class Tape:
     @property
     def last(self) -> int:
         """The number of the newest entry; 0 when there is none."""
-        return len(self.entries) + (self.end is not None)
+        return len(self.output_ids) + (self.end is not None)
 
     @property
-    def status(self) -> Literal["queued", "running", "paused", "done"]:
+    def status(self) -> Status:
         if self.end:
             return "done"
         if self.paused:
             return "paused"
+        if isinstance(self.progress, Recovering):
+            return "recovering"
         return "queued" if self.queue_ms is None else "running"
 
     @property
     def text(self) -> str:
+        """Of the entries that are kept."""
         return "".join(entry.text for entry in self.entries)
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, len(self.entries), self.cached_tokens)
+        return Usage(self.prompt_tokens, len(self.output_ids), self.cached_tokens)
+
+    @property
+    def last_token_age(self) -> float | None:
+        """Seconds since the newest token; None before the first."""
+        return None if self._last is None else time.monotonic() - self._last
 
     @property
     def timings(self) -> Timings:
@@ -111,7 +165,7 @@ class Tape:
         """Tokens after the first, over the time that they took."""
         if self._first is None or self._last is None or self._last == self._first:
             return None
-        return (len(self.entries) - 1) / (self._last - self._first)
+        return (len(self.output_ids) - 1) / (self._last - self._first)
 
     def append(self, entry: Entry) -> None:
         """Raises ValueError on a tape that has ended."""
@@ -121,17 +175,39 @@ class Tape:
         if self._first is None:
             self._first = self._last
         self.entries.append(entry)
+        self.output_ids.append(entry.token_id)
+        self.progress = None
         self.size += entry.size
+        if self.size > self.cap:
+            self._drop_oldest()
         self._wake()
 
-    def record(self, event: Started | Token | Finished) -> None:
+    def _drop_oldest(self) -> None:
+        """An eighth of the room at once: each time, the entries that are left are moved."""
+        count, room = 0, self.cap - self.cap // 8
+        while self.size > room and count < len(self.entries):
+            self.size -= self.entries[count].size
+            count += 1
+        del self.entries[:count]
+        self.num_dropped += count
+
+    def announce(self, progress: Progress) -> None:
+        """Tell readers what is going on before the next entry; what they know is not repeated."""
+        if progress != self.progress and not self.end:
+            self.progress = progress
+            self._wake()
+
+    def record(self, event: Started | Queued | Prefilling | Token | Finished) -> None:
         """Write down one event of the engine."""
         match event:
             case Token():
                 self.append(Entry(event.text, event.token_id, event.logprob))
+            case Queued() | Prefilling():
+                self.announce(event)
             case Started():
-                self.queue_ms = event.queue_ms
-                self.cached_tokens = event.cached_tokens
+                if self.queue_ms is None:  # not by an engine that goes on for another
+                    self.queue_ms = event.queue_ms
+                    self.cached_tokens = event.cached_tokens
             case Finished():
                 self.finish(event.reason, event.error)
 
@@ -147,13 +223,20 @@ class Tape:
         self._changed.set()
         self._changed.clear()
 
-    async def read(self, after: int = 0) -> AsyncIterator[list[Entry | End]]:
-        """Batches of entries with numbers above `after`, as they come, until the terminal one.
+    async def read(self, after: int = 0) -> AsyncIterator[Batch | Gap | Progress]:
+        """Entries with numbers above `after`, as they come, until the terminal one.
 
-        A reader that is behind gets all it has missed in one batch.
+        A reader that is behind gets all it has missed in one batch, after a Gap for what is kept
+        no longer. Progress comes between, when there is no entry to give.
         """
+        told: Progress | None = None
         while True:
-            batch: list[Entry | End] = [*self.entries[after:]]
+            if after < self.num_dropped:
+                gap = Gap(after + 1, self.num_dropped)
+                after = gap.last
+                yield gap
+                continue  # meanwhile more may have gone
+            batch: Batch = [*self.entries[after - self.num_dropped :]]
             if self.end and after < self.last:
                 batch.append(self.end)
             if batch:
@@ -161,6 +244,10 @@ class Tape:
                 yield batch
             elif self.end:
                 return
+            elif self.progress is not told:
+                told = self.progress
+                if told:
+                    yield told
             else:
                 await self._changed.wait()
 

@@ -147,8 +147,8 @@ async def test_a_stream_without_its_end_is_a_lost_connection() -> None:
     body = f'id: {tape}:3\nevent: token\ndata: {{"text":"a","token_ids":[1],"index":0}}\n\n'
     head = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Tape: {tape}\r\n\r\n"
     url, server = await serve_once((head + body).encode())
-    async with server, Client(url) as client:
-        events = client.attach(tape)
+    async with server, Client(url, max_retries=0) as client:
+        events = client.attach(tape, after=2)
         assert isinstance(await anext(events), Token)
         with pytest.raises(ConnectionLostError) as lost:
             await anext(events)
@@ -159,7 +159,7 @@ async def test_overload_carries_its_retry_after() -> None:
     error = b'{"error": {"type": "rate_limit_error", "message": "full", "param": null}}'
     head = b"HTTP/1.1 429 Too Many\r\nRetry-After: 7\r\nContent-Length: %d\r\n\r\n" % len(error)
     url, server = await serve_once(head + error)
-    async with server, Client(url) as client:
+    async with server, Client(url, max_retries=0) as client:
         with pytest.raises(OverloadedError) as overload:
             await client.complete("x")
         assert overload.value.retry_after == 7
@@ -178,7 +178,7 @@ async def test_a_lost_connection_does_not_cancel_what_it_says_can_be_read_on() -
     frame = f'id: {tape}:1\nevent: token\ndata: {{"text":"a","token_ids":[1],"index":0}}\n\n'
     head = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Tape: {tape}\r\n\r\n"
     url, server = await serve_once((head + frame).encode(), requests)
-    async with server, Client(url) as client:
+    async with server, Client(url, max_retries=0) as client:
         with pytest.raises(ConnectionLostError) as lost:
             async for _ in client.generate("x"):
                 pass
@@ -214,7 +214,7 @@ async def test_an_event_of_a_later_version_is_passed_over() -> None:
 )
 async def test_whatever_answers_only_our_exceptions_come_out(answer: bytes) -> None:
     url, server = await serve_once(answer)
-    async with server, Client(url) as client:
+    async with server, Client(url, max_retries=0) as client:
         with pytest.raises(TickertapeError):
             await client.complete("x")
         with pytest.raises(TickertapeError):

@@ -23,7 +23,7 @@ FLOORS = [
     ["app.dialects"],
     ["app.tapes"],
     ["app.engine_link"],
-    ["app.schemas", "app.settings", "app.errors", "app.options", "app.client"],
+    ["app.schemas", "app.settings", "app.errors", "app.options", "app.client", "app.event_stream"],
     ["model"],
 ]
 

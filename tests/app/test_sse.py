@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.dialects import native
 from app.sse import SendWatch, TapeResponse
-from app.tapes.position import Position
 from app.tapes.registry import Registry
 from app.tapes.tape import Entry, Tape
 from tests.server import Frame, parse_frames
@@ -43,8 +42,7 @@ def reading(tape: Tape, readers: Readers, send_timeout: float, ping_interval: fl
             cast(Registry, readers),
             tape,
             0,
-            opening=native.opening(Position(tape.id, 0)),
-            frames=native.frames,
+            dialect=native,
             ping_interval=ping_interval,
             send_timeout=send_timeout,
         )
@@ -117,12 +115,15 @@ async def test_a_silent_stream_gets_comments_that_move_no_cursor() -> None:
     async with serving(app) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(REQUEST)
-        for _ in range(2):
-            await asyncio.wait_for(reader.readuntil(b": ping\n\n"), 10)
-        tape.finish("stop")
-        rest = await reader.read()
+        async with asyncio.timeout(10):
+            for _ in range(2):
+                await reader.readuntil(b": ping state=queued\n\n")
+            tape.append(Entry("x", 1))
+            await reader.readuntil(b": ping state=queued last_token_age_s=0.")
+            tape.finish("stop")
+            rest = await reader.read()
         writer.close()
-    assert b"id: %b:1\nevent: done" % tape.id.encode() in rest
+    assert b"id: %b:2\nevent: done" % tape.id.encode() in rest
 
 
 async def test_a_send_that_never_ends_is_ended() -> None:

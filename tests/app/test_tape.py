@@ -13,7 +13,9 @@ from app.dialects import native
 from app.errors import APIError
 from app.tapes.memory import MemoryStore
 from app.tapes.position import Position, parse_position
-from app.tapes.tape import End, Entry, Tape
+from app.tapes.tape import Batch, Claim, End, Entry, Gap, Progress, Recovering, Tape
+from app.tapes.turnover import Turnover
+from model.messages import Prefilling, Queued
 from tests.server import Frame, parse_frames
 
 TAPE_ID = "abcdefghijklmnopqrstuv"
@@ -30,7 +32,8 @@ def tape_of(texts: Sequence[str], *, ended: bool = True) -> Tape:
 
 
 async def read(tape: Tape, after: int = 0) -> list[Entry | End]:
-    return [entry async for batch in tape.read(after) for entry in batch]
+    batches = [batch async for batch in tape.read(after) if isinstance(batch, list)]
+    return [entry for batch in batches for entry in batch]
 
 
 def text_of(frames: Sequence[Frame]) -> str:
@@ -71,10 +74,10 @@ async def test_readers_that_come_at_any_time_read_the_same() -> None:
 async def test_a_reader_that_is_behind_gets_all_at_once() -> None:
     tape = tape_of(["a", "b", "c"], ended=False)
     batches = tape.read()
-    assert len(await anext(batches)) == 3
+    assert await anext(batches) == tape.entries
     tape.append(Entry("d", 4))
     tape.finish("stop")
-    assert len(await anext(batches)) == 2
+    assert await anext(batches) == [tape.entries[-1], tape.end]
     with pytest.raises(StopAsyncIteration):
         await anext(batches)
 
@@ -180,3 +183,99 @@ def test_timings_before_any_token_and_after_one() -> None:
     assert tape.status == "queued"
     tape.queue_ms = 1.0
     assert tape.status == "running"
+
+
+@given(texts, st.integers(1000, 8000), st.data())
+def test_beyond_its_cap_the_oldest_go_and_readers_are_told_which(
+    texts: list[str], cap: int, data: st.DataObject
+) -> None:
+    tape = Tape(TAPE_ID, prompt_tokens=3, cap=cap)
+    for number, text in enumerate(texts):
+        tape.append(Entry(text, number))
+        assert tape.size <= cap
+    tape.finish("stop")
+    assert tape.output_ids.tolist() == list(range(len(texts))), "another engine needs them all"
+    after = data.draw(st.integers(0, tape.last))
+    items = asyncio.run(read_items(tape, after))
+    if after < tape.num_dropped:
+        assert items.pop(0) == Gap(after + 1, tape.num_dropped)
+        after = tape.num_dropped
+    entries = [entry for item in items if isinstance(item, list) for entry in item]
+    assert [entry.text for entry in entries if isinstance(entry, Entry)] == texts[after:]
+    assert not items or entries[-1] is tape.end
+
+
+async def read_items(tape: Tape, after: int) -> list[Batch | Gap | Progress]:
+    return [item async for item in tape.read(after)]
+
+
+async def test_progress_is_told_once_between_entries_and_never_after_the_end() -> None:
+    tape = tape_of(["a"], ended=False)
+    reader = asyncio.create_task(read_items(tape, 0))
+    await asyncio.sleep(0)
+    for progress in (Queued(TAPE_ID, 2), Queued(TAPE_ID, 2), Queued(TAPE_ID, 1), Recovering()):
+        tape.announce(progress)
+        await asyncio.sleep(0)
+    tape.append(Entry("b", 1))
+    await asyncio.sleep(0)
+    tape.announce(Recovering())
+    await asyncio.sleep(0)
+    tape.finish("stop")
+    tape.announce(Recovering())
+    first, second = tape.entries
+    told = [Queued(TAPE_ID, 2), Queued(TAPE_ID, 1), Recovering()]
+    assert await reader == [[first], *told, [second], Recovering(), [tape.end]]
+    assert await read_items(tape, 0) == [[first, second, tape.end]]
+
+
+def test_status_frames_have_no_id() -> None:
+    for progress, data in [
+        (Queued(TAPE_ID, 2), {"state": "queued", "position": 2}),
+        (Prefilling(TAPE_ID, 256, 1024), {"state": "prefill", "done": 256, "total": 1024}),
+        (Recovering(), {"state": "recovering"}),
+    ]:
+        (frame,) = parse_frames(native.status(progress).decode())
+        assert (frame.id, frame.event) == (None, "status")
+        assert json.loads(frame.data or "") == data
+    (frame,) = parse_frames(native.gap(Gap(1, 40)).decode())
+    assert (frame.id, frame.event, frame.data) == (None, "gap", '{"from":1,"to":40}')
+
+
+def test_a_key_is_forgotten_with_its_tape() -> None:
+    store = MemoryStore(ttl=300.0, budget=0)
+    tape = tape_of(["a"], ended=False)
+    tape.claim = Claim("key", b"digest")
+    store.add(tape)
+    assert store.claimed("key") is tape
+    assert store.claimed("other") is None
+    tape.finish("stop")
+    store.finished(tape)
+    assert store.claimed("key") is None
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_how_soon_a_place_is_free_is_measured() -> None:
+    clock = Clock()
+    turnover = Turnover(clock)
+    turnover.begin(1)
+    assert turnover.seconds_to_a_place() == 1
+    clock.now += 7
+    assert turnover.seconds_to_a_place() == 7, "so long nothing has ended"
+    turnover.end()
+    clock.now += 1
+    turnover.end()
+    assert turnover.seconds_to_a_place() == 4
+    for _ in range(200):
+        clock.now += 2.5
+        turnover.end()
+    assert turnover.seconds_to_a_place() == 3, "the newest 64 count"
+    clock.now += 3600
+    assert turnover.seconds_to_a_place() == 59
+    turnover.begin(1)
+    assert turnover.seconds_to_a_place() == 1

@@ -14,8 +14,8 @@ BODY = {"prompt": "Once upon a time", "temperature": 0, "max_length": 12, "ignor
 
 @pytest.fixture
 async def finished(http: httpx.AsyncClient) -> tuple[str, str]:
-    """A finished tape's id, and its whole stream."""
-    response = await http.post("/generate", json=BODY | {"stream": True})
+    """A finished tape's id, and its whole stream; log-probabilities tell the entries apart."""
+    response = await http.post("/generate", json=BODY | {"stream": True, "logprobs": 0})
     return response.headers["X-Tape"], response.text
 
 
@@ -42,7 +42,8 @@ async def test_resume_at_every_entry_gives_the_exact_suffix(
     http: httpx.AsyncClient, finished: tuple[str, str]
 ) -> None:
     tape, raw = finished
-    texts = [json.loads(f.data or "")["text"] for f in parse_frames(raw) if f.event == "token"]
+    tokens = [json.loads(f.data or "") for f in parse_frames(raw) if f.event == "token"]
+    texts = [entry["token"] for token in tokens for entry in token["logprobs"]]
     for cut in range(len(texts) + 1):
         suffix = "".join(texts[cut:])
         requests: list[tuple[str, str, dict[str, Any]]] = [
