@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast soak check format bench clean
+.PHONY: help setup run test test-fast soak faults check format bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ test-fast: $(VENV)/.test ## the tests that need neither a server nor a browser
 
 soak: $(VENV)/.test ## 10,000 requests that come and leave at random; prints how memory grows
 	@$(BIN)/pytest tests/e2e/test_many_requests.py --requests 10000 -s $(ARGS)
+
+faults: $(VENV)/.test ## half an hour of random faults, and ten kills in a row; prints what was lost
+	@$(BIN)/pytest tests/e2e/test_soak.py tests/e2e/test_crashes.py --minutes 30 --kills 10 -s $(ARGS)
 
 check: $(VENV)/.test ## ruff, ruff format and mypy
 	@$(BIN)/ruff check .

@@ -24,6 +24,11 @@ def memory(root: int) -> Memory | None:
     )
 
 
+def alone(pid: int) -> int:
+    """PSS of one process without its children, in bytes; 0 where there is no /proc to say."""
+    return _rollup(pid).get("Pss", 0)
+
+
 def tree(root: int) -> list[int]:
     """A process and its descendants, parents first."""
     children: dict[int, list[int]] = {}

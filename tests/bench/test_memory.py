@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from bench.memory import memory, tree
+from bench.memory import alone, memory, tree
 
 BIG = 64 << 20
 GRANDCHILD = f"import sys; a = bytearray(b'x' * {BIG}); print(flush=True); sys.stdin.read()"
@@ -26,6 +26,7 @@ def test_a_grandchild_counts() -> None:
         assert child.pid in tree(os.getpid())
         assert found
         assert BIG < found.pss <= found.rss < 4 * BIG
+        assert 0 < alone(child.pid) < BIG
     finally:
         child.communicate()  # its input ends, so both do
     assert memory(child.pid) is None

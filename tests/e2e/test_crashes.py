@@ -1,0 +1,184 @@
+"""The engine process dies, and nobody who reads a stream can tell by what is in it."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.answers import Reading, read_all, to_the_end, typing
+from tests.e2e.deadly_engine import AT, DEADLY, SPOILT
+from tests.server import RunningServer, running
+from tests.tiny import tiny_llama
+
+STREAMS = 32
+DEADLY_SERVER = (sys.executable, "-m", "tests.e2e.deadly_engine")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def own(tiny: Path, tmp_path: Path) -> Iterator[RunningServer]:
+    """A server of this test's own, in float32, to be harmed."""
+    flags = ("--model", str(tiny), "--dtype", "float32", "--shutdown-grace", "0.5")
+    with running(tmp_path / "log", *flags, command=DEADLY_SERVER) as server:
+        yield server
+
+
+@pytest.fixture
+async def http(own: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=own.url, timeout=60) as client:
+        yield client
+
+
+def body(number: int, length: int = 200) -> dict[str, Any]:
+    """Half of them greedy, half of them drawn."""
+    temperature = 1.0 if number % 2 else 0.0
+    return {
+        "prompt": f"{number} is a number",
+        "max_length": length,
+        "seed": number,
+        "temperature": temperature,
+        "ignore_eos": True,
+    }
+
+
+def kill(server: RunningServer) -> int:
+    pid: int = server.health()["engine_pid"]
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+async def replaced(server: RunningServer, pid: int) -> None:
+    """Another process is there, maybe loading."""
+    async with asyncio.timeout(10):
+        while server.health()["engine_pid"] == pid:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def becomes(http: httpx.AsyncClient, status: int, seconds: float) -> float:
+    """How long it takes /ready to answer so."""
+    began = time.monotonic()
+    async with asyncio.timeout(seconds):
+        while (await http.get("/ready")).status_code != status:
+            pass
+    return time.monotonic() - began
+
+
+async def test_killed_with_32_streams_running_all_end_as_if_nothing_had_been(
+    own: RunningServer, http: httpx.AsyncClient
+) -> None:
+    undisturbed = await asyncio.gather(*(read_all(http, body(n)) for n in range(STREAMS)))
+    began = time.monotonic()
+    disturbed = [asyncio.create_task(read_all(http, body(n))) for n in range(STREAMS)]
+    await own.health_becomes(10, running=STREAMS)
+    kill(own)
+    down = await becomes(http, 503, 0.5)
+    up = await becomes(http, 200, 30)
+    readings = await asyncio.gather(*disturbed)
+    for reading, expected in zip(readings, undisturbed, strict=True):
+        assert reading.token_ids == expected.token_ids
+        assert reading.text == expected.text
+        assert reading.done
+        assert reading.done["finish_reason"] == "length"
+        assert {"state": "recovering"} in reading.statuses
+        assert {"state": "recovering"} not in expected.statuses
+    print(
+        f"503 after {down:.3f} s, 200 {up:.1f} s later, all after {time.monotonic() - began:.1f} s"
+    )
+    await own.health_becomes(5, running=0, kv_blocks_used=0)
+    assert own.stop() == 0
+
+
+async def test_kills_in_a_row_lose_nothing(
+    own: RunningServer, http: httpx.AsyncClient, pytestconfig: pytest.Config
+) -> None:
+    """At any moment: at work, while it loads, as soon as it is there."""
+    kills: int = pytestconfig.getoption("kills")
+    undisturbed = await asyncio.gather(*(read_all(http, body(n)) for n in range(8)))
+    disturbed = [asyncio.create_task(read_all(http, body(n))) for n in range(8)]
+    await own.health_becomes(10, running=8)
+    for number in range(kills):
+        killed = kill(own)
+        await replaced(own, killed)
+        if number % 3:
+            await own.health_becomes(30, engine="ready")
+        if number % 3 == 2:
+            await own.health_becomes(30, running=8)
+    readings = await asyncio.gather(*disturbed)
+    assert [r.token_ids for r in readings] == [r.token_ids for r in undisturbed]
+
+
+async def test_a_request_that_kills_it_fails_alone(
+    own: RunningServer, http: httpx.AsyncClient
+) -> None:
+    undisturbed = await asyncio.gather(*(read_all(http, body(n)) for n in range(STREAMS - 1)))
+    deadly = body(DEADLY)
+    *others, guilty = await asyncio.gather(
+        *(read_all(http, body(n)) for n in range(STREAMS - 1)), read_all(http, deadly)
+    )
+    assert guilty.done
+    assert guilty.done["finish_reason"] == "error"
+    assert "died twice" in guilty.done["error"]["message"]
+    assert len(guilty.token_ids) == AT
+    assert [r.token_ids for r in others] == [r.token_ids for r in undisturbed]
+    assert own.log.read_text().count("exit code -11") == 2
+    answer = await http.post("/generate", json=deadly)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "engine_error"
+    await own.health_becomes(5, engine="ready", running=0, kv_blocks_used=0)
+
+
+async def test_a_row_of_nan_fails_alone(own: RunningServer, http: httpx.AsyncClient) -> None:
+    undisturbed = await asyncio.gather(*(read_all(http, body(n)) for n in range(8)))
+    *others, spoilt = await asyncio.gather(
+        *(read_all(http, body(n)) for n in range(8)), read_all(http, body(SPOILT))
+    )
+    assert spoilt.done
+    assert spoilt.done["finish_reason"] == "error"
+    assert len(spoilt.token_ids) == AT
+    assert [r.token_ids for r in others] == [r.token_ids for r in undisturbed]
+    assert "exit code" not in own.log.read_text()
+
+
+async def test_while_it_recovers_new_work_is_refused_and_readers_are_not(
+    own: RunningServer, http: httpx.AsyncClient
+) -> None:
+    async with typing(http, body(1)) as (reading, frames):
+        kill(own)
+        await becomes(http, 503, 0.5)
+        refused = await http.post("/generate", json=body(2))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "recovering")
+        assert int(refused.headers["Retry-After"]) >= 1
+        async with http.stream("GET", f"/v1/tapes/{reading.tape}") as response:
+            second = Reading()
+            await asyncio.gather(to_the_end(reading, frames), second.read(response))
+    assert second.token_ids == reading.token_ids
+    assert {"state": "recovering"} in second.statuses, "who comes later is told too"
+
+
+async def test_a_paused_generation_survives_too(
+    own: RunningServer, http: httpx.AsyncClient
+) -> None:
+    expected = await read_all(http, body(1))
+    async with typing(http, body(1) | {"grace": 60}) as (reading, _):
+        pass
+    await own.health_becomes(5, paused=1)
+    kill(own)
+    await becomes(http, 503, 0.5)
+    await becomes(http, 200, 30)
+    path, headers = f"/v1/tapes/{reading.tape}", {"Last-Event-ID": reading.event_id}
+    snapshot = (await http.get(path, headers={"Accept": "application/json"})).json()
+    assert snapshot["status"] == "paused"
+    async with http.stream("GET", path, headers=headers) as response:
+        await reading.read(response)
+    assert reading.token_ids == expected.token_ids
