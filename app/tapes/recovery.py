@@ -133,14 +133,16 @@ class Recovery:
         self._link.submit(request, partial(self._hear, job))
 
     def _hear(self, job: _Job, event: Event | EngineError) -> None:
-        if isinstance(event, EngineError):
-            return  # engine_died comes next, when everybody has been told
-        if isinstance(event, Finished):
+        if isinstance(event, Token):
+            job.record(event)
+            if job is self._trial:
+                job.held = True
+                self._tried(job)
+        elif isinstance(event, Finished):
             self._forget(job)
-        job.record(event)
-        if job is self._trial and isinstance(event, Token):
-            job.held = True
-            self._tried(job)
+            job.record(event)
+        elif not isinstance(event, EngineError):  # of that, engine_died tells when all have heard
+            job.record(event)
 
     def _forget(self, job: _Job) -> None:
         del self._jobs[job.request.id]
