@@ -384,13 +384,14 @@ class Client:
             reading.tape = response.headers.get("X-Tape", reading.tape)
             parser = EventStreamParser()
             async for chunk in response.aiter_bytes():
-                for frame in parser.feed(chunk):
+                frames = list(parser.feed(chunk))
+                if parser.retry is not None:
+                    patience.retry = parser.retry / 1000
+                for frame in frames:
                     if event := _understood(frame, reading):
                         yield event
                     if reading.ended:
                         return
-                if parser.retry is not None:
-                    patience.retry = parser.retry / 1000
         raise _CutError("the stream ended without its done frame")
 
     async def _leave(self, reading: _Reading) -> None:

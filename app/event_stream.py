@@ -37,6 +37,7 @@ class EventStreamParser:
         self._line: list[str] = []  # what there is of the line that is not complete
         self._event = ""
         self._data: list[str] = []
+        self._id = ""  # counts with the empty line that ends its block
 
     def feed(self, chunk: bytes) -> Iterator[ServerSentEvent]:
         """Yield the events that this chunk completes."""
@@ -70,14 +71,15 @@ class EventStreamParser:
             case "event":
                 self._event = value
             case "id" if "\0" not in value:
-                self.last_event_id = value
+                self._id = value
             case "retry" if _DIGITS.fullmatch(value):
-                self.retry = int(value[:9])
+                self.retry = int(value.lstrip("0")[:9] or "0")
 
     def _dispatch(self) -> ServerSentEvent | None:
         """The event that an empty line ends; None for a block without data."""
         data, self._data = self._data, []
         event, self._event = self._event, ""
+        self.last_event_id = self._id
         if not data:
             return None
         return ServerSentEvent(event or "message", "\n".join(data), self.last_event_id)
