@@ -1,6 +1,7 @@
 // The page: wires the form, the tape and the display together. At most one tape is read at a time.
 
 import * as controls from "/static/controls.js";
+import { askForKey } from "/static/key.js";
 import { Meter } from "/static/meter.js";
 import { Printer } from "/static/printer.js";
 import * as server from "/static/server.js";
@@ -35,6 +36,7 @@ const printer = new Printer({
 });
 
 let ready = false;
+let blank = true; // this tab has not shown any answer
 let run = null; // {prompt, location, last, close, stopping, meter} from the click to the terminal entry
 
 // ---- one run, from the click to the terminal entry
@@ -53,20 +55,34 @@ async function generate() {
     return;
   }
   save("sessionStorage", KEY, { prompt: run.prompt, location: run.location });
+  save("localStorage", KEY, { prompt: run.prompt, location: run.location });
   attach();
   if (run.stopping) await cancel();
 }
 
 /** A reload does not lose the answer: the tape is still there and is read again from its start. */
 async function reattach() {
-  const kept = load("sessionStorage", KEY);
-  if (!kept || !(await tape.exists(kept.location)) || run) return;
+  const own = load("sessionStorage", KEY);
+  if (own) await take(own, () => true);
+  else await join(load("localStorage", KEY));
+}
+
+/** A tab that has shown nothing yet types what another tab of this browser is typing. */
+async function join(newest) {
+  if (newest && blank) await take(newest, ({ status }) => status !== "done");
+}
+
+/** Reads a tape that was started before, if the server still has it and it is `wanted`. */
+async function take(kept, wanted) {
+  const found = await tape.snapshot(kept.location).catch(() => null);
+  if (!found || !wanted(found) || run) return;
   run = { ...kept, last: 0, meter: new Meter(), stopping: false };
   attach();
 }
 
 /** Shows a blank sheet, then reads the tape of the run onto it. */
 function attach() {
+  blank = false;
   printer.begin(run.prompt);
   copyButton.disabled = false;
   byId("receipt").hidden = true;
@@ -82,7 +98,7 @@ function follow() {
     status: onStatus,
     gap: ({ from, to }) => show("typing", `Entries ${from} to ${to} are no longer kept: the text has a hole.`),
     done: onDone,
-    reconnecting: () => show("typing", `Connection lost. It resumes after entry ${run.last} …`),
+    reconnecting: () => show("typing", `Connection lost. It goes on after entry ${run.last} …`),
     lost: onLost,
   });
 }
@@ -111,18 +127,17 @@ function onDone({ finish_reason: reason, usage, timings, error }, entry) {
   finish(reason === "error" ? "error" : "done", error?.message ?? ENDINGS[reason] ?? `Finished: ${reason}.`);
 }
 
-/** The browser has given up on the connection; the tape may be there all the same. */
-async function onLost() {
+/** The server answers, and will not let this tape be read. */
+function onLost(error) {
   const lost = run;
   printer.flush();
-  finish("error", "The connection ended before the text did.");
-  const kept = await tape.exists(lost.location);
-  if (run) return;
-  if (!kept) {
-    show("error", "The server no longer has this tape.");
+  if (error.status === 404) {
+    finish("error", "The server no longer has this tape.");
     offer("Generate again", generate);
     return;
   }
+  finish("error", error.message);
+  if (error.status === 401) askForKey();
   offer("Resume", () => {
     run = lost;
     follow();
@@ -150,6 +165,7 @@ async function cancel() {
 }
 
 function refuse(error) {
+  if (error.status === 401) askForKey();
   const away = error.status === 503 || error.status === undefined;
   if (away) awaitServer();
   if (controls.showError(error.param, error.message)) {
@@ -298,5 +314,8 @@ byId("composer").addEventListener("submit", (event) => {
 stopButton.addEventListener("click", stop);
 copyButton.addEventListener("click", copy);
 document.addEventListener("keydown", onKey);
+addEventListener("storage", ({ key }) => {
+  if (key === KEY) join(load("localStorage", KEY));
+});
 awaitServer();
 reattach();

@@ -1,5 +1,11 @@
 // The connection to a tape: start one, read it, cancel it. Knows the wire and nothing of the page.
 
+import { authorization } from "/static/key.js";
+import { eventsOf } from "/static/stream.js";
+
+const FIRST_RETRY_MS = 500;
+const LONGEST_RETRY_MS = 8000; // the server keeps a generation that nobody reads for ten seconds
+
 export class ServerError extends Error {
   constructor(response, { message, param } = {}) {
     super(message ?? `The server answered ${response.status}.`);
@@ -22,46 +28,68 @@ export async function cancel(location) {
   await ask(location, { method: "DELETE" });
 }
 
-/** False only if the server says so; a server out of reach may still hold the tape. */
-export async function exists(location) {
-  try {
-    await ask(location, { headers: { Accept: "application/json" } });
-  } catch (error) {
-    return error.status !== 404;
-  }
-  return true;
+/** The tape as it is now. */
+export async function snapshot(location) {
+  const response = await ask(location, { headers: { Accept: "application/json" } });
+  return response.json();
 }
 
 /**
- * Read a tape from after entry `after` on; returns a function that stops reading.
- * Within one reading the browser resumes by itself: it sends Last-Event-ID when a connection breaks.
+ * Read a tape from after entry `after` to its end, over as many connections as it takes; returns a
+ * function that stops reading. Each entry is given once.
  */
 export function read(location, after, on) {
-  const source = new EventSource(after > 0 ? `${location}?after=${after}` : location);
-  const hear = (name, act) =>
-    source.addEventListener(name, (event) => act(JSON.parse(event.data), entryOf(event)));
+  const controller = new AbortController();
+  follow(location, after, on, controller.signal);
+  return () => controller.abort();
+}
 
-  hear("token", on.token);
-  hear("status", on.status);
-  hear("gap", on.gap);
-  hear("done", (end, entry) => {
-    source.close();
-    on.done(end, entry);
-  });
-  source.addEventListener("error", () => {
-    if (source.readyState === EventSource.CLOSED) on.lost();
-    else on.reconnecting();
-  });
-  return () => source.close();
+async function follow(location, after, on, signal) {
+  const reader = { after, ended: false, tries: 0 };
+  while (!reader.ended) {
+    try {
+      await readOnce(location, reader, on, signal);
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error instanceof ServerError) {
+        on.lost(error);
+        return;
+      }
+    }
+    if (reader.ended || signal.aborted) return;
+    on.reconnecting();
+    await pause(Math.min(FIRST_RETRY_MS * 2 ** reader.tries, LONGEST_RETRY_MS));
+    reader.tries += 1;
+  }
+}
+
+/** One connection: gives what it brings, and returns when it ends. */
+async function readOnce(location, reader, on, signal) {
+  const headers = { Accept: "text/event-stream" };
+  const response = await ask(`${location}?after=${reader.after}`, { headers, signal });
+  for await (const { name, id, data } of eventsOf(response)) {
+    if (signal.aborted) return;
+    reader.tries = 0;
+    const entry = id === null ? reader.after : entryOf(id);
+    if (id !== null && entry <= reader.after) continue;
+    reader.after = entry;
+    reader.ended = name === "done";
+    on[name]?.(JSON.parse(data), entry);
+    if (reader.ended) return;
+  }
 }
 
 /** An event id is `<tape>:<n>`; n is the last entry the frame carries. */
-function entryOf(event) {
-  return Number(event.lastEventId.split(":").pop());
+function entryOf(id) {
+  return Number(id.split(":").pop());
 }
 
-async function ask(url, options) {
-  const response = await reach(url, options);
+function pause(ms) {
+  return new Promise((wake) => setTimeout(wake, ms));
+}
+
+async function ask(url, { headers, ...options } = {}) {
+  const response = await reach(url, { ...options, headers: { ...headers, ...authorization() } });
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
   throw new ServerError(response, body.error);

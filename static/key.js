@@ -1,0 +1,21 @@
+// The API key, for a server that wants one. It is asked for when the server says so, and kept until
+// the tab is closed.
+
+import { load, save } from "/static/storage.js";
+
+const KEY = "tickertape.key";
+
+const field = document.getElementById("key-field");
+const input = document.getElementById("key");
+
+input.value = load("sessionStorage", KEY) ?? "";
+input.addEventListener("input", () => save("sessionStorage", KEY, input.value));
+
+export function authorization() {
+  return input.value ? { Authorization: `Bearer ${input.value}` } : {};
+}
+
+export function askForKey() {
+  field.hidden = false;
+  input.focus();
+}
