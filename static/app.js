@@ -136,12 +136,17 @@ function onLost(error) {
     offer("Generate again", generate);
     return;
   }
-  finish("error", error.message);
-  if (error.status === 401) askForKey();
+  if (error.status === 401) wantKey();
+  else finish("error", error.message);
   offer("Resume", () => {
     run = lost;
     follow();
   });
+}
+
+function wantKey() {
+  finish("error", "This server wants an API key; type it above.");
+  askForKey();
 }
 
 function stop() {
@@ -165,7 +170,10 @@ async function cancel() {
 }
 
 function refuse(error) {
-  if (error.status === 401) askForKey();
+  if (error.status === 401) {
+    wantKey();
+    return;
+  }
   const away = error.status === 503 || error.status === undefined;
   if (away) awaitServer();
   if (controls.showError(error.param, error.message)) {
