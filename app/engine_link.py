@@ -6,10 +6,12 @@ with no task and no queue between. `generate` is the same as an async generator.
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -145,12 +147,16 @@ class EngineLink:
     # -P: a folder named model where the user stands is not ours. Its socket's number comes last.
     command: ClassVar[Sequence[str]] = (sys.executable, "-P", "-m", "model.process")
 
-    def __init__(self, options: Configure) -> None:
+    def __init__(self, options: Configure, patience: float = math.inf) -> None:
+        """An engine that owes a report for `patience` seconds hangs, and is killed."""
         self._options = options
+        self._patience = patience
+        self._owes_since: float | None = None  # a report; every command is answered by one
+        self._hangs = False
         self._sinks: dict[str, Sink] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._transport: asyncio.Transport | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._watchers: list[asyncio.Task[None]] = []
         self._loaded = asyncio.Event()
         self._engine_state: Literal["loading", "ready", "recovering"] = "loading"
         self._draining = False
@@ -175,7 +181,9 @@ class EngineLink:
     async def start(self) -> None:
         """Launch the engine; returns at once, `loaded` waits until it can work."""
         reports = await self._launch()
-        self._watcher = asyncio.create_task(self._watch(reports))
+        self._watchers = [asyncio.create_task(self._watch(reports))]
+        if self._patience < math.inf:
+            self._watchers.append(asyncio.create_task(self._watch_for_hanging()))
 
     async def loaded(self) -> Ready:
         """Wait for the model. Raises EngineFailedError when it cannot be served."""
@@ -189,9 +197,9 @@ class EngineLink:
 
     async def stop(self) -> None:
         """End the engine process; every sequence that still runs gets EngineError."""
-        if self._watcher:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+        for watcher in self._watchers:
+            watcher.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
         self._hang_up()
         if self._process:
             await _end(self._process)
@@ -251,8 +259,11 @@ class EngineLink:
         """To an engine that has gone nothing is sent: it has forgotten every request anyway."""
         if self._transport and self._connected:
             self._transport.write(pack(command))
+            if self._owes_since is None:
+                self._owes_since = time.monotonic()
 
     async def _launch(self) -> _Reports:
+        self._hangs = False
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
@@ -277,16 +288,13 @@ class EngineLink:
                 killed_for_memory = _killed_for_memory()
                 await reports.closed
                 pause = _FIRST_PAUSE if self._loaded.is_set() else min(2 * pause, _LONGEST_PAUSE)
-                self._lose()
-                code = await _end(self._process) if self._process else 0
-                crashed = code not in _SENT_FROM_OUTSIDE or _killed_for_memory() > killed_for_memory
-                self._tell_all(EngineError(f"the engine process ended (exit code {code})"))
-                if self.info is None:
-                    self._fail(f"the engine process ended while it loaded (exit code {code})")
+                code = await self._bury()
                 if self.failure.done():
                     return
                 logger.error("the engine process ended (exit code %s); starting another", code)
+                starved = _killed_for_memory() > killed_for_memory
                 if self.watcher:
+                    crashed = self._hangs or starved or code not in _SENT_FROM_OUTSIDE
                     self.watcher.engine_died(crashed=crashed)
                 await asyncio.sleep(pause)
                 reports = await self._launch()
@@ -295,23 +303,44 @@ class EngineLink:
             self._tell_all(EngineError("the engine was lost"))
             self._fail(f"the engine was lost: {error}")
 
-    def _lose(self) -> None:
-        """From now on there is no engine, until another is ready."""
+    async def _bury(self) -> int:
+        """From now on there is no engine, until another is ready. Returns the exit code."""
+        assert self._process
         self._hang_up()
         self._loaded.clear()
         if self.info:
             self._engine_state = "recovering"
+        code = await _end(self._process)
+        self._tell_all(EngineError(f"the engine process ended (exit code {code})"))
+        if self.info is None:
+            self._fail(f"the engine process ended while it loaded (exit code {code})")
+        return code
+
+    async def _watch_for_hanging(self) -> None:
+        """Kill an engine that gives no sign of life; what it was working on is to blame."""
+        while True:
+            await asyncio.sleep(self._patience / 10)
+            owes = self._owes_since
+            overdue = owes is not None and time.monotonic() - owes > self._patience
+            if overdue and self._engine_state == "ready" and self._process:
+                logger.error("the engine has not answered for %g s; killing it", self._patience)
+                self._hangs = True
+                self._owes_since = None
+                self._process.kill()
 
     def _handle(self, report: Report) -> None:
         match report:
             case Step():
                 self.gauges = report.gauges
+                has_work = report.gauges.running or report.gauges.waiting
+                self._owes_since = time.monotonic() if has_work else None
                 self._deliver(report)
             case Ready():
                 self.info = report
                 if report.note:
                     logger.info("%s", report.note)
                 self._engine_state = "ready"
+                self._owes_since = None
                 if not self._loaded.is_set():
                     self._loaded.set()
                     if self.watcher:

@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        link = EngineLink(configuration(settings, path))
+        link = EngineLink(configuration(settings, path), settings.engine_timeout)
         await link.start()
         store = MemoryStore(ttl=settings.tape_ttl, budget=settings.tape_memory)
         registry = Registry(Recovery(link), store, settings.max_tape_memory)

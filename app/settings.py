@@ -116,6 +116,9 @@ class Settings(EngineSettings):
     send_timeout: float = Field(
         15.0, gt=0, description="Seconds after which a reader that takes nothing is cut off."
     )
+    engine_timeout: float = Field(
+        300.0, gt=0, description="Seconds without a step after which the engine is started anew."
+    )
     shutdown_grace: float = Field(
         5.0, ge=0, description="Seconds that running streams may go on after SIGTERM."
     )

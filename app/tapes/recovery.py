@@ -57,10 +57,8 @@ class Recovery:
 
         It must not raise: it would end everybody's tokens.
         """
-        job = self._jobs[request.id] = self._waiting[request.id] = _Job(request, tape, record)
-        if not self._link.is_up:
-            job.tape.announce(Recovering())
-        self._hand_over()
+        self._jobs[request.id] = job = _Job(request, tape, record)
+        self._wait(job)
 
     def cancel(self, request_id: str) -> None:
         """End a sequence; nothing more is heard of it. One that has ended stays so."""
@@ -81,8 +79,7 @@ class Recovery:
         job = self._jobs[request_id]
         job.paused = False
         if not job.engaged:
-            self._waiting[request_id] = job
-            self._hand_over()
+            self._wait(job)
         elif not job.held:
             self._link.resume(request_id)
 
@@ -114,6 +111,12 @@ class Recovery:
         logger.error("tape %s: %s", job.tape.id, GIVEN_UP)
         del self._jobs[job.request.id]
         job.record(Finished(job.request.id, "error", GIVEN_UP))
+
+    def _wait(self, job: _Job) -> None:
+        self._waiting[job.request.id] = job
+        if not self._link.is_up:
+            job.tape.announce(Recovering())
+        self._hand_over()
 
     def _hand_over(self) -> None:
         """All that wait; after a crash the next one only, for its trial."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import time
@@ -138,6 +139,25 @@ async def test_a_request_that_kills_it_fails_alone(
     await own.health_becomes(5, engine="ready", running=0, kv_blocks_used=0)
 
 
+async def test_an_engine_that_hangs_is_killed_and_the_streams_go_on(
+    tiny: Path, tmp_path: Path
+) -> None:
+    flags = ("--model", str(tiny), "--dtype", "float32", "--engine-timeout", "1")
+    with running(tmp_path / "log", *flags) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            expected = await read_all(http, body(1, length=400))
+            stream = asyncio.create_task(read_all(http, body(1, length=400)))
+            engine = (await server.health_becomes(10, running=1))["engine_pid"]
+            os.kill(engine, signal.SIGSTOP)
+            reading = await stream
+            assert reading.token_ids == expected.token_ids
+            assert {"state": "recovering"} in reading.statuses
+            idle = server.health()["engine_pid"]
+            await asyncio.sleep(1.5)  # nothing is owed: an engine without work may be silent
+            assert server.health()["engine_pid"] == idle != engine
+        assert server.stop() == 0
+
+
 async def test_a_row_of_nan_fails_alone(own: RunningServer, http: httpx.AsyncClient) -> None:
     undisturbed = await asyncio.gather(*(read_all(http, body(n)) for n in range(8)))
     *others, spoilt = await asyncio.gather(
@@ -164,6 +184,24 @@ async def test_while_it_recovers_new_work_is_refused_and_readers_are_not(
             await asyncio.gather(to_the_end(reading, frames), second.read(response))
     assert second.token_ids == reading.token_ids
     assert {"state": "recovering"} in second.statuses, "who comes later is told too"
+
+
+async def test_an_engine_that_cannot_come_back_ends_the_server_in_order(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """The model has gone from the disk. Whoever restarts the server must learn of it."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny, model)
+    with running(tmp_path / "log", "--model", str(model), "--dtype", "float32") as server:
+        async with (
+            httpx.AsyncClient(base_url=server.url, timeout=60) as http,
+            typing(http, body(0, length=480)) as (reading, frames),
+        ):
+            shutil.rmtree(model)
+            kill(server)
+            assert (await to_the_end(reading, frames))["finish_reason"] == "shutdown"
+        assert await asyncio.to_thread(server.process.wait, 10) == 1
+        assert str(model) in server.log.read_text().splitlines()[-1]
 
 
 async def test_a_paused_generation_survives_too(
