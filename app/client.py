@@ -296,9 +296,10 @@ class Client:
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         waits: httpx.Timeout | None = _TIMEOUT,
+        max_retries: int | None = None,
     ) -> httpx.Response:
         """One answer. The key makes a request that is sent again the same request."""
-        patience = _Patience(self._max_retries)
+        patience = _Patience(self._max_retries if max_retries is None else max_retries)
         if body:
             headers = {"Idempotency-Key": secrets.token_urlsafe(16), **(headers or {})}
         while True:
@@ -399,9 +400,10 @@ class Client:
         self._readings.discard(reading)
         if reading.cancel_on_close and reading.tape and not reading.ended:
             reading.ended = True
-            # Gone already, or the server is: either way nothing is left to cancel.
+            # Gone already, or the server is: either way nothing is left to cancel. It is not tried
+            # again: a generation that nobody reads ends by itself.
             with contextlib.suppress(TickertapeError):
-                await self.cancel(reading.tape)
+                await self._request("DELETE", f"/v1/tapes/{reading.tape}", max_retries=0)
 
 
 def _understood(frame: ServerSentEvent, reading: _Reading) -> Event | None:

@@ -1,7 +1,12 @@
-"""One token from each row of logits: temperature, top_k, top_p, min_p, and a number in [0, 1).
+"""One token from each row of logits: temperature, top_k, top_p, min_p, and a key for the noise.
 
-Whatever the batch, a row's token is a function of that row, its parameters and its number alone:
+Whatever the batch, a row's token is a function of that row, its parameters and its key alone:
 nothing is summed over rows, and of equal logits the one of the lower token id comes first.
+
+The draw is argmax_i (log p_i + g_i) with Gumbel noise g, which gives i with probability p_i
+(Gumbel 1954; Maddison, Tarlow and Minka 2014). Where logits are rounded a little differently, in
+another batch or after a restart, only a gap between the two best that is as small can change the
+token. To look up one number in the running sums of 49,152 tokens would let any of them do so.
 
 Only what is needed is sorted: nothing for a row that has neither top_k nor top_p, the k best for
 one with top_k, and for one with top_p a few, or all where these do not reach p.
@@ -15,37 +20,42 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.noise import gumbel
 from model.sampling import SamplingParams
 
 _BLOCK: Final = 64  # neighbouring tokens whose maximum, or sum, is taken at once
 _FEW: Final = 64  # rows with a top_k up to this go together; top_p is first looked for here
 _NUCLEUS: Final = 256  # and then here, before everything is sorted
 _CHUNK: Final = 2  # rows of 49,152 logits that, with their copies, fit in a core's own cache
-# exp(-80) = 2e-35: nothing that a number of 53 bits could hit. Where float32 underflows, below
-# exp(-87), exp takes a hundred times as long.
+# exp(-80) = 2e-35: nothing that noise of 53 bits could lift to the top. Where float32 underflows,
+# below exp(-87), exp takes a hundred times as long.
 _NEVER: Final = -80.0
+_BLOCKS: Final = 1 << 32  # the candidates' numbers of blocks; those of tokens are their ids
 _NOTHING: Final = 1e-32  # more than a block of such tokens weighs
 
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """What the rows ask for, and their numbers u: columns (R, 1) in float64."""
+    """What the rows ask for: columns (R, 1) in float64, and keys (R, 1) of 64 bits."""
 
     temperature: Tensor
     top_k: Tensor  # the vocabulary where there is none
     top_p: Tensor
     min_p: Tensor
-    u: Tensor
+    keys: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], u: Sequence[float], rows: Tensor) -> "Cuts":
+    def of(cls, params: Sequence[SamplingParams], keys: Sequence[int], rows: Tensor) -> "Cuts":
         vocabulary = rows.shape[1]
         values = [(p.temperature, p.top_k or vocabulary, p.top_p, p.min_p) for p in params]
-        table = torch.tensor([(*row, x) for row, x in zip(values, u, strict=True)], dtype=_F64)
-        return cls(*table.to(rows.device).unsqueeze(-1).unbind(1))
+        table = torch.tensor(values, dtype=_F64).to(rows.device).unsqueeze(-1)
+        temperature, top_k, top_p, min_p = table.unbind(1)
+        column = np.array(keys, dtype=np.uint64)[:, None]
+        return cls(temperature, top_k, top_p, min_p, column)
 
     def at(self, places: Sequence[int]) -> "Cuts":
         index = list(places)
@@ -54,7 +64,7 @@ class Cuts:
             self.top_k[index],
             self.top_p[index],
             self.min_p[index],
-            self.u[index],
+            self.keys[index],
         )
 
 
@@ -63,11 +73,11 @@ _Way = Callable[[Tensor, Cuts, int], Tensor]
 
 
 def draw(
-    rows: Tensor, which: Sequence[int], params: Sequence[SamplingParams], u: Sequence[float]
+    rows: Tensor, which: Sequence[int], params: Sequence[SamplingParams], keys: Sequence[int]
 ) -> list[int]:
     """A token id for each of those rows of float32 logits (R, vocabulary).
 
-    `params` and the numbers `u` in [0, 1) at which to draw are theirs, in the order of `which`.
+    `params` and `keys`, 64 bits each, are theirs, in the order of `which`.
 
     top_k: p_i = exp(z_i / t) / sum over the k largest logits only, 0 for all others (Fan et al.
     2018). top_p keeps the fewest likeliest tokens whose sum reaches p (Holtzman et al. 2020);
@@ -75,7 +85,7 @@ def draw(
     """
     if not which:
         return []
-    cuts = Cuts.of(params, u, rows)
+    cuts = Cuts.of(params, keys, rows)
     groups: dict[tuple[_Way, int], list[int]] = defaultdict(list)
     for place, one in enumerate(params):
         groups[_way(one, rows.shape[1])].append(place)
@@ -102,15 +112,15 @@ def _take(rows: Tensor, which: list[int]) -> Tensor:
 
 
 def _from_all(rows: Tensor, cuts: Cuts, vocabulary: int) -> Tensor:
-    """By blocks first, then within the block that holds u: (R,)."""
+    """A block first, by what its tokens weigh together, and then one of these: (R,)."""
     inverse, floors = _inverse(cuts.temperature), _floors(cuts.min_p)
     peaks, masses = _block_masses(rows, inverse, floors)
-    block, share = _invert(masses, cuts.u)
+    block = _pick(masses.log_(), cuts.keys, _BLOCKS + _arange(masses.shape[1], rows)[None])
     ids = block * _BLOCK + _arange(_BLOCK, rows)
     logits = rows.gather(1, ids.clamp(max=vocabulary - 1))
     logits[ids >= vocabulary] = -torch.inf
     scaled = _scaled(logits, peaks, inverse, floors)
-    within, _ = _invert(scaled.double().exp(), share)
+    within = _pick(scaled.double(), cuts.keys, ids)
     return ids.gather(1, within)[:, 0]
 
 
@@ -150,7 +160,8 @@ def _cut_and_draw(ids: Tensor, weights: Tensor, cuts: Cuts, total: Tensor) -> Te
     before = weights.cumsum(dim=-1) - weights
     kept = (before < cuts.top_p * total) & (weights >= cuts.min_p)
     kept[:, 0] = True
-    index, _ = _invert(weights * kept, cuts.u)
+    most = int(kept.sum(dim=-1).max())  # those that are kept come first
+    index = _pick((weights * kept)[:, :most].log_(), cuts.keys, ids[:, :most])
     return ids.gather(1, index)[:, 0]
 
 
@@ -186,17 +197,10 @@ def _scaled(logits: Tensor, peaks: Tensor, inverse: Tensor, floors: list[float])
     return scaled
 
 
-def _invert(masses: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the running sum of masses (R, n) passes the share u (R, 1) of its end: (R, 1).
-
-    And how far into that mass it does, in [0, 1]. Never at a mass of 0, whatever u.
-    """
-    cumulative = masses.cumsum(dim=-1)
-    end = cumulative[:, -1:]
-    target = torch.minimum(u * end, torch.nextafter(end, torch.zeros_like(end)))
-    index = torch.searchsorted(cumulative, target, right=True)
-    mass = masses.gather(1, index)
-    return index, (target - cumulative.gather(1, index) + mass) / mass
+def _pick(logs: Tensor, keys: NDArray[np.uint64], candidates: Tensor) -> Tensor:
+    """The place (R, 1) of one of n candidates (R or 1, n) whose weights have these logs (R, n)."""
+    noise = gumbel(keys, candidates.cpu().numpy().astype(np.uint64))
+    return (logs + torch.from_numpy(noise).to(logs.device)).argmax(dim=-1, keepdim=True)
 
 
 def best(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:

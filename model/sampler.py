@@ -4,13 +4,11 @@ The order in which a request's wishes act: logit_bias, repetition / presence / f
 min_tokens; there greedy stops; temperature, top_k, top_p, min_p, and one draw from what is left
 (model/draw.py).
 
-The draw uses one uniform number that depends on (seed, position) alone, never on a generator that
-runs along: the same logits give the same token in any company, and after any restart.
+The draw depends on the logits, the seed and the position alone (model/noise.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from model.draw import best, draw
 from model.logits import Logits
+from model.noise import key
 from model.request import Request
 from model.tally import Tally
 
@@ -79,8 +78,8 @@ def _choose(logits: Logits, which: Sequence[int], requests: Sequence[Request]) -
     """Of each of those rows, the argmax or a draw."""
     drawn = [i for i in which if not requests[i].params.greedy]
     params = [requests[i].params for i in drawn]
-    u = [uniform(requests[i].params.seed, len(requests[i].token_ids)) for i in drawn]
-    tokens = dict(zip(drawn, draw(logits.rows, drawn, params, u), strict=True))
+    keys = [key(requests[i].params.seed, len(requests[i].token_ids)) for i in drawn]
+    tokens = dict(zip(drawn, draw(logits.rows, drawn, params, keys), strict=True))
     return [tokens[i] if i in tokens else logits.best[i] for i in which]
 
 
@@ -151,26 +150,3 @@ def _logged(
         (i, Choice(token, logprob, tuple(zip(ids[:top], values[:top], strict=True))))
         for i, token, logprob, ids, values, top in table
     ]
-
-
-# ---- random numbers
-
-
-_GAMMA: Final = 0x9E3779B97F4A7C15
-_MASK: Final = (1 << 64) - 1
-
-
-def uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) for one position of one seed.
-
-    SplitMix64 (Steele, Lea and Flood 2014), whose n-th output is a function of its start and n,
-    started from the mixed seed so that neighbouring seeds share nothing.
-    """
-    state = (_mix(seed & _MASK) + (position + 1) * _GAMMA) & _MASK
-    return (_mix(state) >> 11) * 2.0**-53
-
-
-def _mix(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)

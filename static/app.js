@@ -37,7 +37,7 @@ const printer = new Printer({
 
 let ready = false;
 let blank = true; // this tab has not shown any answer
-let run = null; // {prompt, location, last, close, stopping, meter} from the click to the terminal entry
+let run = null; // {prompt, location, reader, last, hole, stopping, meter} until the terminal entry
 
 // ---- one run, from the click to the terminal entry
 
@@ -46,7 +46,7 @@ async function generate() {
   const body = controls.requestBody();
   if (!body) return;
 
-  run = { prompt: body.prompt, last: 0, meter: new Meter(performance.now()), stopping: false };
+  run = begun({ prompt: body.prompt }, performance.now());
   show("starting", "Sending …");
   try {
     run.location = await tape.start(body);
@@ -54,35 +54,43 @@ async function generate() {
     refuse(error);
     return;
   }
-  save("sessionStorage", KEY, { prompt: run.prompt, location: run.location });
-  save("localStorage", KEY, { prompt: run.prompt, location: run.location });
   attach();
+  save("localStorage", KEY, kept(run));
   if (run.stopping) await cancel();
 }
 
 /** A reload does not lose the answer: the tape is still there and is read again from its start. */
 async function reattach() {
   const own = load("sessionStorage", KEY);
-  if (own) await take(own, () => true);
-  else await join(load("localStorage", KEY));
+  if (own && await tape.isKept(own.location)) take(own);
+  else await join();
 }
 
 /** A tab that has shown nothing yet types what another tab of this browser is typing. */
-async function join(newest) {
-  if (newest && blank) await take(newest, ({ status }) => status !== "done");
+async function join() {
+  const newest = load("localStorage", KEY);
+  if (newest && blank && await tape.isRunning(newest.location)) take(newest);
 }
 
-/** Reads a tape that was started before, if the server still has it and it is `wanted`. */
-async function take(kept, wanted) {
-  const found = await tape.snapshot(kept.location).catch(() => null);
-  if (!found || !wanted(found) || run) return;
-  run = { ...kept, last: 0, meter: new Meter(), stopping: false };
+/** Reads a tape that was started before, unless a click was faster. */
+function take(started) {
+  if (run || !blank) return;
+  run = begun(started);
   attach();
 }
 
-/** Shows a blank sheet, then reads the tape of the run onto it. */
+function begun(what, sentAt) {
+  return { ...what, last: 0, hole: "", stopping: false, meter: new Meter(sentAt) };
+}
+
+function kept({ prompt, location }) {
+  return { prompt, location };
+}
+
+/** Shows a blank sheet, then reads the tape of the run onto it; it is this tab's own from here on. */
 function attach() {
   blank = false;
+  save("sessionStorage", KEY, kept(run));
   printer.begin(run.prompt);
   copyButton.disabled = false;
   byId("receipt").hidden = true;
@@ -92,13 +100,13 @@ function attach() {
 }
 
 function follow() {
-  show("typing", "Waiting for the first token …");
-  run.close = tape.read(run.location, run.last, {
+  progress("Waiting for the first token …");
+  run.reader = tape.read(run.location, run.last, {
     token: onToken,
     status: onStatus,
-    gap: ({ from, to }) => show("typing", `Entries ${from} to ${to} are no longer kept: the text has a hole.`),
+    gap: onGap,
     done: onDone,
-    reconnecting: () => show("typing", `Connection lost. It goes on after entry ${run.last} …`),
+    reconnecting: (seconds) => progress(`Connection lost after entry ${run.last}. Next try in ${seconds} s …`),
     lost: onLost,
   });
 }
@@ -108,7 +116,13 @@ function onToken({ text, token_ids: ids }, entry) {
   run.meter.count(ids.length, performance.now());
   printer.push(entry, text);
   showMeter();
-  if (!run.stopping) show("typing", "Typing …");
+  progress(`Typing …${run.hole}`);
+}
+
+/** The reader must know of the hole for as long as the text is on the page. */
+function onGap({ from, to }) {
+  run.hole = ` Entries ${from} to ${to} are no longer kept: the text has a hole.`;
+  progress(`Typing …${run.hole}`);
 }
 
 function onStatus({ state, position, done, total }) {
@@ -117,14 +131,15 @@ function onStatus({ state, position, done, total }) {
     prefill: `Reading the prompt: ${done} of ${total} tokens.`,
     recovering: "The engine is restarting. The text will go on where it is.",
   };
-  if (messages[state]) show("typing", messages[state]);
+  if (messages[state]) progress(messages[state]);
 }
 
 function onDone({ finish_reason: reason, usage, timings, error }, entry) {
-  const { location } = run;
+  const { location, hole } = run;
   printer.end(entry, reason);
   printer.keepEnd(() => showReceipt(reason, usage, timings, location));
-  finish(reason === "error" ? "error" : "done", error?.message ?? ENDINGS[reason] ?? `Finished: ${reason}.`);
+  const ending = error?.message ?? ENDINGS[reason] ?? `Finished: ${reason}.`;
+  finish(reason === "error" ? "error" : "done", ending + hole);
 }
 
 /** The server answers, and will not let this tape be read. */
@@ -139,7 +154,7 @@ function onLost(error) {
   if (error.status === 401) wantKey();
   else finish("error", error.message);
   offer("Resume", () => {
-    run = lost;
+    run = { ...lost, stopping: false };
     follow();
   });
 }
@@ -161,9 +176,10 @@ async function cancel() {
   const cancelled = run;
   try {
     await tape.cancel(cancelled.location);
+    cancelled.reader.hurry();
   } catch (error) {
     if (run !== cancelled) return;
-    run.close();
+    run.reader.close();
     printer.flush();
     finish("error", `Reading stopped. ${error.message}`);
   }
@@ -191,6 +207,11 @@ function finish(state, message) {
 }
 
 // ---- what the page shows
+
+/** How the run goes; one that is being stopped says so until it has. */
+function progress(message) {
+  if (!run.stopping) show("typing", message);
+}
 
 function show(state, message) {
   status.dataset.state = state;
@@ -322,8 +343,10 @@ byId("composer").addEventListener("submit", (event) => {
 stopButton.addEventListener("click", stop);
 copyButton.addEventListener("click", copy);
 document.addEventListener("keydown", onKey);
-addEventListener("storage", ({ key }) => {
-  if (key === KEY) join(load("localStorage", KEY));
-});
+addEventListener("online", () => run?.reader?.hurry());
 awaitServer();
-reattach();
+const reattached = reattach();
+addEventListener("storage", async ({ key }) => {
+  await reattached; // what this tab has had goes before what another tab starts
+  if (key === KEY) join();
+});

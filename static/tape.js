@@ -3,8 +3,9 @@
 import { authorization } from "/static/key.js";
 import { eventsOf } from "/static/stream.js";
 
+// The first four tries fall within the ten seconds that the server keeps a generation nobody reads.
 const FIRST_RETRY_MS = 500;
-const LONGEST_RETRY_MS = 8000; // the server keeps a generation that nobody reads for ten seconds
+const LONGEST_RETRY_MS = 8000;
 
 export class ServerError extends Error {
   constructor(response, { message, param } = {}) {
@@ -28,39 +29,57 @@ export async function cancel(location) {
   await ask(location, { method: "DELETE" });
 }
 
-/** The tape as it is now. */
-export async function snapshot(location) {
+/** Whether the tape may still be read: only a 404 says that the server has it no longer. */
+export function isKept(location) {
+  return snapshot(location).then(() => true, (error) => error.status !== 404);
+}
+
+/** Whether the server says that the tape still grows. */
+export function isRunning(location) {
+  return snapshot(location).then(({ status }) => status !== "done", () => false);
+}
+
+async function snapshot(location) {
   const response = await ask(location, { headers: { Accept: "application/json" } });
   return response.json();
 }
 
 /**
- * Read a tape from after entry `after` to its end, over as many connections as it takes; returns a
- * function that stops reading. Each entry is given once.
+ * Read a tape from after entry `after` to its end, over as many connections as it takes. Each entry
+ * is given once. Returns `{close, hurry}`: to stop reading, and to cut a wait for the next try short.
  */
 export function read(location, after, on) {
   const controller = new AbortController();
-  follow(location, after, on, controller.signal);
-  return () => controller.abort();
+  const reader = { after, ended: false, tries: 0, wake: null };
+  follow(location, reader, on, controller.signal);
+  return { close: () => controller.abort(), hurry: () => reader.wake?.() };
 }
 
-async function follow(location, after, on, signal) {
-  const reader = { after, ended: false, tries: 0 };
+async function follow(location, reader, on, signal) {
   while (!reader.ended) {
     try {
       await readOnce(location, reader, on, signal);
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof ServerError) {
+      if (isRefusal(error)) {
         on.lost(error);
         return;
       }
     }
     if (reader.ended || signal.aborted) return;
-    on.reconnecting();
-    await pause(Math.min(FIRST_RETRY_MS * 2 ** reader.tries, LONGEST_RETRY_MS));
+    const wait = Math.min(FIRST_RETRY_MS * 2 ** reader.tries, LONGEST_RETRY_MS);
     reader.tries += 1;
+    on.reconnecting(wait / 1000);
+    await new Promise((wake) => {
+      reader.wake = wake;
+      setTimeout(wake, wait);
+    });
   }
+}
+
+/** A proxy answers 5xx for a server that is out of reach; that is no answer about the tape. */
+function isRefusal(error) {
+  return error instanceof ServerError && error.status < 500;
 }
 
 /** One connection: gives what it brings, and returns when it ends. */
@@ -82,10 +101,6 @@ async function readOnce(location, reader, on, signal) {
 /** An event id is `<tape>:<n>`; n is the last entry the frame carries. */
 function entryOf(id) {
   return Number(id.split(":").pop());
-}
-
-function pause(ms) {
-  return new Promise((wake) => setTimeout(wake, ms));
 }
 
 async function ask(url, { headers, ...options } = {}) {

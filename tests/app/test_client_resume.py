@@ -1,16 +1,17 @@
-"""The client's own resume: its caller sees one unbroken iterator, whatever the network does."""
+"""The client reads on by itself: from scripted servers, and from a real one that is cut off."""
 
 import asyncio
 import json
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from types import TracebackType
+from typing import Self
 
 import pytest
 
-from app import client as client_module
 from app.client import (
     Client,
     ConnectionLostError,
@@ -26,316 +27,632 @@ from tests.proxy import Proxy
 from tests.server import RunningServer
 
 TAPE = "T" * 22
-HEAD = f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Tape: {TAPE}\r\n\r\n".encode()
-LENGTH = 12
+TEXTS = ["Once", " upon", " a", " time", ",", " a", " café", "\n", "🐙", " data:", " sang", "."]
+LAST = len(TEXTS)
 
-
-def opening(after: int = 0, retry: int = 10) -> bytes:
-    return f"retry: {retry}\nid: {TAPE}:{after}\n\n".encode()
+OPEN_ENDED = (
+    f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Tape: {TAPE}\r\n\r\n".encode()
+)
+COUNTED = OPEN_ENDED.replace(b"\r\n\r\n", b"\r\nContent-Length: 100000\r\n\r\n")
 
 
 def token(n: int, count: int = 1) -> bytes:
-    """The frame of entries n - count + 1 to n; each has its own number as text."""
-    numbers = range(n - count + 1, n + 1)
-    data = {"text": "".join(f"{i} " for i in numbers), "token_ids": [*numbers], "index": 0}
+    """The frame of the `count` entries up to n."""
+    entries = range(n - count + 1, n + 1)
+    text = "".join(TEXTS[entry - 1] for entry in entries)
+    data = {"text": text, "token_ids": [*entries], "index": 0}
     return f"id: {TAPE}:{n}\nevent: token\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def done(n: int, reason: str = "length") -> bytes:
-    data = {"finish_reason": reason, "usage": {}, "timings": {}}
+def tokens(after: int = 0, last: int = LAST, retry: int = 10) -> bytes:
+    """The opening block, then the entries after `after` up to `last`."""
+    opening = f"retry: {retry}\nid: {TAPE}:{after}\n\n".encode()
+    return opening + b"".join(token(n) for n in range(after + 1, last + 1))
+
+
+def done(n: int = LAST + 1) -> bytes:
+    data = {"finish_reason": "stop", "usage": {"completion_tokens": LAST}, "timings": {}}
     return f"id: {TAPE}:{n}\nevent: done\ndata: {json.dumps(data)}\n\n".encode()
 
 
-def rest(after: int, length: int = LENGTH) -> bytes:
-    """A whole stream from the opening block on."""
-    frames = b"".join(token(n) for n in range(after + 1, length + 1))
-    return HEAD + opening(after) + frames + done(length + 1)
+def status(state: str) -> bytes:
+    return f'event: status\ndata: {{"state":"{state}","position":2}}\n\n'.encode()
 
 
-def refusal(status: int, retry_after: str | None = None) -> bytes:
-    body = b'{"error": {"type": "t", "message": "m", "param": null, "code": null}}'
-    header = f"Retry-After: {retry_after}\r\n" if retry_after else ""
-    return f"HTTP/1.1 {status} X\r\n{header}Content-Length: {len(body)}\r\n\r\n".encode() + body
+def gap(first: int, last: int) -> bytes:
+    return f'event: gap\ndata: {{"from":{first},"to":{last}}}\n\n'.encode()
 
 
-@dataclass
+def answer(status: int, body: object = None, retry_after: int | None = None) -> bytes:
+    """A whole answer of JSON; a refusal where no body is given."""
+    refusal = {"error": {"type": "some_error", "message": "no", "param": None, "code": "some"}}
+    raw = json.dumps(body or refusal).encode()
+    head = f"HTTP/1.1 {status} Any\r\nConnection: close\r\nContent-Length: {len(raw)}\r\n"
+    if retry_after is not None:
+        head += f"Retry-After: {retry_after}\r\n"
+    return head.encode() + b"\r\n" + raw
+
+
+def begun(last: int, retry: int = 10) -> bytes:
+    """The answer to a POST that breaks off after entry `last`."""
+    return OPEN_ENDED + tokens(last=last, retry=retry)
+
+
+def rest(after: int) -> bytes:
+    """The answer to a resume: all that comes after this entry."""
+    return OPEN_ENDED + tokens(after) + done()
+
+
+NOTHING = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+WHOLE_STREAM = rest(0)
+WHOLE_ANSWER = answer(
+    200,
+    {
+        "generated_text": "".join(TEXTS),
+        "finish_reason": "stop",
+        "usage": {"completion_tokens": LAST},
+        "timings": {},
+        "tape": TAPE,
+    },
+)
+
+# What brings a reader nothing new: silence, part of a head, an opening block, an entry it has.
+FRUITLESS = [
+    b"",
+    OPEN_ENDED[:20],
+    OPEN_ENDED + f"id: {TAPE}:1\n\n".encode(),
+    OPEN_ENDED + token(1),
+]
+
+
+@dataclass(frozen=True)
+class Held:
+    """An answer after which the connection stays open until the client closes it."""
+
+    raw: bytes
+
+
+@dataclass(frozen=True)
 class Request:
-    method: str
-    path: str
+    at: float
+    line: str
     headers: dict[str, str]
     body: bytes
-    at: float
 
 
-@dataclass
+async def read_request(reader: asyncio.StreamReader) -> Request:
+    head = await reader.readuntil(b"\r\n\r\n")
+    at = asyncio.get_running_loop().time()
+    first, *others = head.decode().removesuffix("\r\n\r\n").split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in others)}
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return Request(at, first.removesuffix(" HTTP/1.1"), headers, body)
+
+
 class Script:
-    """A server that gives each connection the next of its answers and closes; and what it heard."""
+    """A server that gives each request the next of its answers and hangs up. It takes any DELETE.
 
-    answers: Sequence[bytes]
-    requests: list[Request] = field(default_factory=list)
-    url: str = ""
+    `holding` is set once a Held answer is out.
+    """
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        first, *lines = head.strip().split("\r\n")
-        headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines)}
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
-        method, path, _ = first.split(" ")
-        self.requests.append(Request(method, path, headers, body, time.monotonic()))
-        number = min(len(self.requests), len(self.answers)) - 1
-        writer.write(self.answers[number])
-        await writer.drain()
+    def __init__(self, *answers: bytes | Held, port: int = 0) -> None:
+        self._answers = iter(answers)
+        self._port = port
+        self.requests: list[Request] = []
+        self.holding = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+        await self._server.wait_closed()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._server.close()
+
+    @property
+    def lines(self) -> list[str]:
+        return [request.line for request in self.requests]
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between one request and the next."""
+        times = [request.at for request in self.requests]
+        return [later - earlier for earlier, later in pairwise(times)]
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            request = await read_request(reader)
+            self.requests.append(request)
+            told = NOTHING if request.line.startswith("DELETE") else next(self._answers, b"")
+            writer.write(told.raw if isinstance(told, Held) else told)
+            await writer.drain()
+            if isinstance(told, Held):
+                self.holding.set()
+                await reader.read()
         writer.close()
 
 
 @asynccontextmanager
-async def scripted(*answers: bytes) -> AsyncIterator[Script]:
-    script = Script(answers)
-    server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()[:2]
-    script.url = f"http://{host}:{port}"
-    async with server:
-        yield script
+async def scripted(
+    *answers: bytes | Held, max_retries: int = 5
+) -> AsyncIterator[tuple[Script, Client]]:
+    async with Script(*answers) as server, Client(server.url, max_retries=max_retries) as client:
+        yield server, client
 
 
-async def generate(script: Script, **options: Any) -> list[Event]:
-    async with Client(script.url, **options) as client:
-        return [event async for event in client.generate("x")]
+GENERATE = "POST /generate"
+RESUME = f"GET /v1/tapes/{TAPE}"
+CANCEL = f"DELETE /v1/tapes/{TAPE}"
 
 
-def numbers(events: Sequence[Event]) -> list[int]:
-    return [id for event in events if isinstance(event, Token) for id in event.token_ids]
+def assert_resumed(request: Request, after: int) -> None:
+    assert request.line == RESUME
+    assert request.headers["last-event-id"] == f"{TAPE}:{after}"
+    assert request.body == b""
 
 
-WHOLE = [*range(1, LENGTH + 1)]
+def assert_whole(events: list[Event], after: int = 0) -> None:
+    """Every entry after `after` once, in order, and the end."""
+    *before, end = events
+    entries = [(event.n, event.text, event.tape) for event in before if isinstance(event, Token)]
+    assert entries == [(n, TEXTS[n - 1], TAPE) for n in range(after + 1, LAST + 1)]
+    assert len(entries) == len(before)
+    assert isinstance(end, Done)
+    assert (end.finish_reason, end.tape) == ("stop", TAPE)
 
 
-@pytest.mark.parametrize("cut", range(LENGTH + 1))
-async def test_cut_after_any_token_it_goes_on_with_the_next(cut: int) -> None:
-    broken = HEAD + opening() + b"".join(token(n) for n in range(1, cut + 1))
-    async with scripted(broken, rest(cut)) as script:
-        events = await generate(script)
-    assert numbers(events) == WHOLE
-    assert isinstance(events[-1], Done)
-    first, second = script.requests
-    assert (first.method, first.path) == ("POST", "/generate")
-    assert (second.method, second.path) == ("GET", f"/v1/tapes/{TAPE}")
-    assert second.headers["last-event-id"] == f"{TAPE}:{cut}"
-    assert "last-event-id" not in first.headers
+async def read(events: AsyncIterator[Event]) -> list[Event]:
+    return [event async for event in events]
 
 
-@pytest.mark.parametrize("at", range(0, len(token(3)), 5))
-async def test_cut_inside_a_frame_the_frame_comes_again(at: int) -> None:
-    broken = HEAD + opening() + token(2, count=2) + token(3)[:at]
-    async with scripted(broken, rest(2)) as script:
-        assert numbers(await generate(script)) == WHOLE
-    assert script.requests[1].headers["last-event-id"] == f"{TAPE}:2"
+async def generate(client: Client) -> None:
+    assert_whole(await read(client.generate("Once", seed=7)))
 
 
-async def test_what_was_read_before_is_dropped_by_its_id() -> None:
-    again = HEAD + opening(1) + token(1) + token(2) + token(3) + token(4, count=2)
-    answers = [HEAD + opening() + token(2, count=2), again, rest(3)]
-    async with scripted(*answers) as script:
-        assert numbers(await generate(script)) == WHOLE
-    assert [r.headers.get("last-event-id") for r in script.requests] == [
-        None,
-        f"{TAPE}:2",
-        f"{TAPE}:3",
+async def complete(client: Client) -> None:
+    assert (await client.complete("Once", seed=7)).generated_text == "".join(TEXTS)
+
+
+Call = Callable[[Client], Awaitable[None]]
+either_call = pytest.mark.parametrize(
+    ("call", "success"),
+    [
+        pytest.param(generate, WHOLE_STREAM, id="generate"),
+        pytest.param(complete, WHOLE_ANSWER, id="complete"),
+    ],
+)
+
+
+# ---- cuts
+
+
+@pytest.mark.parametrize("head", [OPEN_ENDED, COUNTED], ids=["end-of-file", "body-too-short"])
+@pytest.mark.parametrize("after", range(LAST + 1))
+async def test_a_cut_after_any_frame_is_not_noticed(after: int, head: bytes) -> None:
+    first, second = head + tokens(last=after), head + tokens(after) + done()
+    async with scripted(first, second, max_retries=1) as (server, client):
+        await generate(client)
+    assert server.lines == [GENERATE, RESUME]
+    assert_resumed(server.requests[1], after)
+
+
+async def test_a_cut_at_any_byte_of_a_frame_is_not_noticed() -> None:
+    after = TEXTS.index("🐙")
+    frame = token(after + 1)
+    cuts = [
+        part
+        for size in range(len(frame))
+        for part in (COUNTED + tokens(last=after) + frame[:size], rest(after))
     ]
+    async with scripted(*cuts, max_retries=1) as (server, client):
+        for _ in frame:
+            await generate(client)
+    assert server.lines == [GENERATE, RESUME] * len(frame)
+    for request in server.requests[1::2]:
+        assert_resumed(request, after)
 
 
-async def test_a_hole_is_never_passed_over() -> None:
-    holed = HEAD + opening() + token(1) + token(3) + token(4)
-    async with scripted(holed, rest(1)) as script:
-        assert numbers(await generate(script)) == WHOLE
-    assert script.requests[1].headers["last-event-id"] == f"{TAPE}:1"
+async def test_a_cut_inside_the_opening_block_is_not_noticed() -> None:
+    """Then only the header X-Tape has said which tape it is. No `retry:` has come: a second."""
+    async with scripted(OPEN_ENDED + b"retry: 10", WHOLE_STREAM, max_retries=1) as (server, client):
+        await generate(client)
+    assert_resumed(server.requests[1], 0)
+    assert server.gaps[0] >= 1
 
 
-async def test_a_gap_that_is_declared_is_told_and_passed() -> None:
-    gap = b'event: gap\ndata: {"from":1,"to":10}\n\n'
-    broken = HEAD + opening() + gap + token(11)
-    async with scripted(broken, rest(11)) as script:
-        events = await generate(script)
-    assert events[0] == Gap(1, 10)
-    assert numbers(events) == [11, 12]
+async def test_a_cut_after_every_frame_is_not_noticed_either() -> None:
+    """However often: what counts against `max_retries` is only a try without a new entry."""
+    answers = [COUNTED + tokens(n, n + 1) for n in range(LAST)]
+    async with scripted(*answers, OPEN_ENDED + done(), max_retries=1) as (server, client):
+        await generate(client)
+    assert server.lines == [GENERATE] + [RESUME] * LAST
+    for after, request in enumerate(server.requests[1:], 1):
+        assert_resumed(request, after)
 
 
-async def test_status_frames_come_through_and_move_nothing() -> None:
-    status = b'event: status\ndata: {"state":"queued","position":2}\n\n'
-    async with scripted(HEAD + opening() + token(1) + status, rest(1)) as script:
-        events = await generate(script)
-    assert events[1] == Status("queued", {"position": 2})
-    assert numbers(events) == WHOLE
+async def test_attach_reads_on_after_a_cut_too() -> None:
+    first, second = OPEN_ENDED + tokens(4, 6), rest(6)
+    async with scripted(first, second) as (server, client):
+        assert_whole(await read(client.attach(TAPE, after=4)), after=4)
+    for request, after in zip(server.requests, (4, 6), strict=True):
+        assert_resumed(request, after)
 
 
-async def test_a_request_whose_answer_was_lost_is_sent_again_as_the_same() -> None:
-    async with scripted(b"", HEAD[:20], rest(0)) as script:
-        assert numbers(await generate(script)) == WHOLE
-    assert [request.method for request in script.requests] == ["POST"] * 3
-    assert len({request.headers["idempotency-key"] for request in script.requests}) == 1
-    assert len({request.body for request in script.requests}) == 1
+# ---- what the server sends again, leaves out, or has no longer
 
 
-async def test_two_generations_have_two_keys() -> None:
-    async with scripted(rest(0)) as script:
-        await generate(script)
-        await generate(script)
-    first, second = (request.headers["idempotency-key"] for request in script.requests)
-    assert first != second
+async def test_entries_that_come_again_are_dropped() -> None:
+    first = begun(5) + token(5) + token(2)
+    async with scripted(first, WHOLE_STREAM) as (server, client):
+        await generate(client)
+    assert_resumed(server.requests[1], 5)
+
+
+async def test_frames_of_several_entries_are_entries_all_the_same() -> None:
+    """One of which a part is read already is not taken apart, but asked for from there."""
+    first = begun(1) + token(3, count=2) + token(4)
+    overlapping = OPEN_ENDED + token(3, count=2) + token(6, count=4)
+    async with scripted(first, overlapping, rest(4)) as (server, client):
+        events = await read(client.generate("Once"))
+    texts = [event.text for event in events if isinstance(event, Token)]
+    assert texts == [TEXTS[0], TEXTS[1] + TEXTS[2], *TEXTS[3:]]
+    assert server.lines == [GENERATE, RESUME, RESUME]
+    for request in server.requests[1:]:
+        assert_resumed(request, 4)
+
+
+async def test_status_frames_are_told_and_move_nothing() -> None:
+    first = OPEN_ENDED + status("queued") + tokens(last=3) + status("recovering")
+    async with scripted(first, rest(3)) as (server, client):
+        events = await read(client.generate("Once"))
+    told = Status("queued", {"position": 2}), Status("recovering", {"position": 2})
+    assert (events.pop(0), events.pop(3)) == told
+    assert_whole(events)
+    assert_resumed(server.requests[1], 3)
+
+
+@pytest.mark.parametrize(
+    ("after", "end"),
+    [(3, tokens(4) + done()), (LAST - 1, done())],
+    ids=["before-a-token", "before-the-end"],
+)
+async def test_a_hole_is_not_passed_but_asked_for(after: int, end: bytes) -> None:
+    async with scripted(begun(after) + end, rest(after), max_retries=1) as (server, client):
+        await generate(client)
+    assert server.lines == [GENERATE, RESUME]
+    assert_resumed(server.requests[1], after)
+    assert server.gaps[0] < 1, "the `retry:` in front of the hole counts"
+
+
+async def test_a_hole_that_stays_is_an_error() -> None:
+    hole = begun(2) + tokens(5) + done()
+    async with scripted(hole, hole, hole, max_retries=2) as (server, client):
+        with pytest.raises(ConnectionLostError, match="between 2 and 6 are missing") as lost:
+            await generate(client)
+    assert (lost.value.tape, lost.value.after) == (TAPE, 2)
+    assert server.lines == [GENERATE, RESUME, RESUME]
+
+
+async def test_a_gap_is_told_and_passed() -> None:
+    """The client reads on behind it, also when the connection breaks right there."""
+    answers = [begun(3), OPEN_ENDED + gap(4, 6), rest(6)]
+    async with scripted(*answers, max_retries=1) as (server, client):
+        events = await read(client.generate("Once"))
+    assert events.pop(3) == Gap(4, 6)
+    assert [event.n for event in events if isinstance(event, Token)] == [1, 2, 3, *range(7, 13)]
+    assert_resumed(server.requests[1], 3)
+    assert_resumed(server.requests[2], 6)
+
+
+# ---- the same request again
+
+
+@pytest.mark.parametrize("lost", [b"", OPEN_ENDED[:20]], ids=["no-answer", "half-a-head"])
+@either_call
+async def test_a_request_without_an_answer_is_sent_again_as_the_same(
+    call: Call, success: bytes, lost: bytes
+) -> None:
+    async with scripted(lost, success, success) as (server, client):
+        await call(client)
+        await call(client)
+    first, again, another = server.requests
+    assert first.line == GENERATE
+    assert json.loads(first.body).items() >= {"prompt": "Once", "seed": 7}.items()
+    assert (first.line, first.headers, first.body) == (again.line, again.headers, again.body)
+    keys = [request.headers["idempotency-key"] for request in (first, again, another)]
+    assert keys[0] == keys[1] != keys[2], "one key for one call"
+
+
+@pytest.mark.parametrize(("status", "seconds"), [(429, 0), (503, 2)])
+@either_call
+async def test_a_busy_server_is_asked_again_when_it_said(
+    call: Call, success: bytes, status: int, seconds: int
+) -> None:
+    async with scripted(answer(status, retry_after=seconds), success, max_retries=1) as (
+        server,
+        client,
+    ):
+        await call(client)
+    busy, again = server.requests
+    assert busy.headers["idempotency-key"] == again.headers["idempotency-key"]
+    assert busy.body == again.body
+    # Without a word from the server it would have been one second.
+    assert seconds <= server.gaps[0] < seconds + 1
+
+
+async def test_a_resume_that_meets_a_busy_server_waits_as_well() -> None:
+    """Longer than the stream's `retry:`."""
+    answers = [begun(5), answer(503, retry_after=1)]
+    async with scripted(*answers, rest(5)) as (server, client):
+        await generate(client)
+    assert server.gaps[1] >= 1
+    for request in server.requests[1:]:
+        assert_resumed(request, 5)
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_told_to_come_back_it_does_and_not_sooner(status: int) -> None:
-    async with scripted(refusal(status, "1"), refusal(status, "0"), rest(0)) as script:
-        assert numbers(await generate(script)) == WHOLE
-    first, second, third = script.requests
-    assert second.at - first.at >= 1
-    assert third.at - second.at < 1
-    assert len({request.headers["idempotency-key"] for request in script.requests}) == 1
+@either_call
+async def test_a_server_that_stays_busy_is_an_error(
+    call: Call, success: bytes, status: int
+) -> None:
+    for retries in (0, 2):
+        busy = [answer(status, retry_after=0)] * (retries + 1)
+        async with scripted(*busy, success, max_retries=retries) as (server, client):
+            with pytest.raises(OverloadedError) as overload:
+                await call(client)
+        assert (overload.value.status, overload.value.retry_after) == (status, 0)
+        assert server.lines == [GENERATE] * (retries + 1)
 
 
-async def test_whole_answers_are_asked_for_again_too() -> None:
-    answer = b'{"generated_text":"a","finish_reason":"stop","usage":{},"timings":{},"tape":"t"}'
-    ok = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer) + answer
-    answers = [refusal(503, "0"), refusal(429, "0"), ok]
-    async with scripted(*answers) as script, Client(script.url) as client:
-        assert (await client.complete("x")).generated_text == "a"
-    assert len({request.headers["idempotency-key"] for request in script.requests}) == 1
-    assert len(script.requests) == 3
-
-
-async def test_overload_that_lasts_is_told_in_the_end() -> None:
-    async with scripted(refusal(503, "0")) as script:
-        with pytest.raises(OverloadedError):
-            await generate(script, max_retries=2)
-    assert len(script.requests) == 3
-    async with scripted(refusal(503, "3600")) as script:
+@either_call
+async def test_nobody_waits_for_an_hour(call: Call, success: bytes) -> None:
+    async with scripted(answer(503, retry_after=3600), success) as (server, client):
         with pytest.raises(OverloadedError) as overload:
-            await generate(script)
-    assert (len(script.requests), overload.value.retry_after) == (1, 3600)
+            await call(client)
+    assert overload.value.retry_after == 3600
+    assert server.lines == [GENERATE]
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 409, 422, 500])
-async def test_other_refusals_are_final(status: int) -> None:
-    async with scripted(refusal(status)) as script:
-        with pytest.raises(RefusedError):
-            await generate(script)
-    assert len(script.requests) == 1
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422, 500])
+@either_call
+async def test_any_other_refusal_is_final(call: Call, success: bytes, status: int) -> None:
+    async with scripted(answer(status), success) as (server, client):
+        with pytest.raises(RefusedError) as refusal:
+            await call(client)
+    assert not isinstance(refusal.value, OverloadedError)
+    assert (refusal.value.status, refusal.value.code) == (status, "some")
+    assert server.lines == [GENERATE]
 
 
-async def test_a_tape_that_is_gone_is_a_refusal_and_one_that_was_read_out_an_end() -> None:
-    broken = HEAD + opening() + token(1)
-    async with scripted(broken, refusal(404)) as script:
-        with pytest.raises(RefusedError) as refused:
-            await generate(script)
-    assert refused.value.status == 404
-    async with scripted(broken, b"HTTP/1.1 204 No Content\r\n\r\n") as script:
-        assert numbers(await generate(script)) == [1]
+# ---- how long it waits, how often
+
+
+@pytest.mark.parametrize("retry", [50, 500])
+async def test_it_waits_as_long_as_the_stream_said(retry: int) -> None:
+    first = begun(5, retry=retry)
+    async with scripted(first, rest(5)) as (server, client):
+        await generate(client)
+    assert retry / 1000 <= server.gaps[0] < 1, "without a word it would be a second"
+
+
+async def test_it_waits_longer_each_time_until_there_is_a_new_entry() -> None:
+    answers = [begun(1, retry=50), *FRUITLESS[1:], OPEN_ENDED + token(2)]
+    async with scripted(*answers, rest(2)) as (server, client):
+        await generate(client)
+    *growing, anew = server.gaps
+    assert len(growing) == 4
+    for waited, least in zip(growing, (0.05, 0.1, 0.2, 0.4), strict=True):
+        assert waited >= least
+    assert 0.05 <= anew < 0.8, "a fifth wait in a row would have been 0.8 s"
+
+
+async def test_after_max_retries_it_says_where_to_read_on() -> None:
+    async with scripted(begun(3), *FRUITLESS, rest(3), max_retries=len(FRUITLESS)) as (
+        server,
+        client,
+    ):
+        with pytest.raises(ConnectionLostError) as lost:
+            await generate(client)
+        assert (lost.value.tape, lost.value.after) == (TAPE, 3)
+        assert_whole(await read(client.attach(TAPE, lost.value.after)), after=3)
+    assert server.lines == [GENERATE] + [RESUME] * (len(FRUITLESS) + 1), "and cancels nothing"
+    for request in server.requests[1:]:
+        assert_resumed(request, 3)
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the client has waited between connections; here it does not."""
-    waited: list[float] = []
+def waits() -> Iterator[asyncio.Queue[str]]:
+    """What the client logs before each of its waits: why, and how long."""
+    told: asyncio.Queue[str] = asyncio.Queue()
 
-    async def sleep(seconds: float) -> None:
-        waited.append(seconds)
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.put_nowait(record.getMessage())
 
-    monkeypatch.setattr(client_module.asyncio, "sleep", sleep)  # type: ignore[attr-defined]
-    return waited
+    logger, listener = logging.getLogger("tickertape.client"), Listener()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(listener)
+    yield told
+    logger.removeHandler(listener)
+    logger.setLevel(level)
 
 
-async def test_it_waits_longer_each_time_and_from_the_start_after_progress(
-    waits: list[float],
+async def test_a_server_that_is_gone_may_come_back(waits: asyncio.Queue[str]) -> None:
+    """A refused connection is final only where nothing has begun."""
+    async with scripted(begun(3)) as (server, client):
+        events = client.generate("Once")
+        first = await anext(events)
+        server.close()
+        others = asyncio.create_task(read(events))
+        async with asyncio.timeout(10):
+            while "nothing answers" not in await waits.get():
+                pass
+        async with Script(rest(3), port=server.port) as again:
+            assert_whole([first, *await others])
+    assert_resumed(again.requests[0], 3)
+
+
+async def test_a_server_that_stays_away_is_an_error() -> None:
+    async with scripted(begun(3), max_retries=2) as (server, client):
+        events = client.generate("Once")
+        await anext(events)
+        server.close()
+        with pytest.raises(ConnectionLostError, match="nothing answers") as lost:
+            await read(events)
+    assert (lost.value.tape, lost.value.after) == (TAPE, 3)
+
+
+@pytest.mark.parametrize(("retry", "seconds"), [(3000, [3, 6, 8, 8, 8]), (30_000, [30] * 5)])
+async def test_waits_have_a_bound_and_no_two_are_the_same(
+    retry: int, seconds: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing = HEAD + opening(0, retry=100)
-    answers = [nothing, nothing, nothing, HEAD + opening(0, retry=100) + token(1), rest(1)]
-    async with scripted(*answers) as script:
-        assert numbers(await generate(script)) == WHOLE
-    for wait, least in zip(waits, [0.1, 0.2, 0.4, 0.1], strict=True):
+    """The server may ask for more than the bound; chance keeps many clients apart."""
+    slept: list[float] = []
+
+    async def sleep(delay: float) -> None:
+        slept.append(delay)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    async with scripted(begun(1, retry=retry), max_retries=5) as (_, client):
+        with pytest.raises(ConnectionLostError):
+            await generate(client)
+    for wait, least in zip(slept, seconds, strict=True):
         assert least <= wait <= 1.25 * least
+    assert len(set(slept)) == len(slept)
 
 
-async def test_the_wait_has_an_end_unless_the_server_wants_more(waits: list[float]) -> None:
-    for retry, longest in [(3000, 8), (30_000, 30)]:
-        waits.clear()
-        async with scripted(HEAD + opening(0, retry=retry)) as script:
-            with pytest.raises(ConnectionLostError):
-                await generate(script, max_retries=6)
-        assert len(waits) == 6
-        assert longest <= max(waits) <= 1.25 * longest
-
-
-async def test_many_clients_do_not_come_back_together(waits: list[float]) -> None:
-    for _ in range(20):
-        async with scripted(HEAD + opening(), rest(0)) as script:
-            await generate(script)
-    assert len(set(waits)) == 20
-
-
-async def test_given_up_it_says_where_and_another_reading_goes_on() -> None:
-    broken = HEAD + opening() + token(1) + token(2)
-    nothing = HEAD + opening(2)
-    answers = [broken, nothing, nothing, rest(2)]
-    async with scripted(*answers) as script, Client(script.url, max_retries=2) as client:
-        events = client.generate("x")
-        read = [await anext(events), await anext(events)]
+async def test_a_retry_of_an_hour_is_not_waited_for() -> None:
+    async with scripted(begun(3, retry=3_600_000)) as (server, client):
         with pytest.raises(ConnectionLostError) as lost:
-            await anext(events)
-        assert (lost.value.tape, lost.value.after) == (TAPE, 2)
-        read += [event async for event in client.attach(TAPE, after=2)]
-    assert numbers(read) == WHOLE
-    assert [request.method for request in script.requests] == ["POST", "GET", "GET", "GET"]
+            await generate(client)
+    assert (lost.value.tape, lost.value.after) == (TAPE, 3)
+    assert server.lines == [GENERATE]
 
 
-async def test_left_after_a_resume_the_generation_is_cancelled_once() -> None:
-    broken = HEAD + opening() + token(1)
-    gone = b"HTTP/1.1 204 No Content\r\n\r\n"
-    answers = [broken, HEAD + opening(1) + token(2) + token(3), gone]
-    async with scripted(*answers) as script, Client(script.url) as client:
-        events = client.generate("x")
-        async for event in events:
-            if isinstance(event, Token) and event.n == 2:
-                break
-        await events.aclose()
-    assert [request.method for request in script.requests] == ["POST", "GET", "DELETE"]
-    assert script.requests[-1].path == f"/v1/tapes/{TAPE}"
+# ---- a tape that is gone, or read to its end
 
 
-async def test_left_while_it_waits_to_connect_again_it_cancels_too() -> None:
-    broken = HEAD + opening(0, retry=60_000) + token(1)
-    answers = [broken, b"HTTP/1.1 204 No Content\r\n\r\n"]
-    async with scripted(*answers) as script, Client(script.url) as client:
-        events = client.generate("x")
-        assert isinstance(await anext(events), Token)
-        waiting = asyncio.ensure_future(anext(events))
-        await asyncio.wait([waiting], timeout=0.2)
-        assert not waiting.done()
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-    assert [request.method for request in script.requests] == ["POST", "DELETE"]
+async def test_a_tape_that_is_gone_is_refused() -> None:
+    async with scripted(begun(3), answer(404)) as (server, client):
+        with pytest.raises(RefusedError) as refusal:
+            await generate(client)
+    assert refusal.value.status == 404
+    assert server.lines[:2] == [GENERATE, RESUME]
+    assert RESUME not in server.lines[2:]
 
 
-async def test_a_reader_that_only_attached_cancels_nothing() -> None:
-    async with scripted(rest(3)) as script, Client(script.url) as client:
-        events = client.attach(TAPE, after=3)
-        assert isinstance(await anext(events), Token)
-        await events.aclose()
-    assert [request.method for request in script.requests] == ["GET"]
+async def test_a_tape_without_anything_left_ends_quietly() -> None:
+    async with scripted(begun(LAST), NOTHING) as (server, client):
+        events = await read(client.generate("Once"))
+    assert [event.n for event in events if isinstance(event, Token)] == [*range(1, LAST + 1)]
+    assert len(events) == LAST
+    assert server.lines == [GENERATE, RESUME]
 
 
-async def test_through_a_network_that_breaks_all_the_time_it_is_the_same_answer(
-    server: RunningServer,
-) -> None:
-    options: dict[str, Any] = {"max_length": 300, "seed": 1, "temperature": 1.0}
-    async with Client(server.url) as direct:
-        expected = await direct.complete("Once", ignore_eos=True, **options)
-    before = server.health()["tapes"]
-    async with Proxy(server.url, cut_after=0.3) as proxy, Client(proxy.url) as client:
-        events = [event async for event in client.generate("Once", ignore_eos=True, **options)]
-    typed = [event for event in events if isinstance(event, Token)]
-    assert "".join(event.text for event in typed) == expected.generated_text
-    assert numbers(events)
-    assert sum(len(event.token_ids) for event in typed) == 300
-    assert server.health()["tapes"] == before + 1
-    assert len(proxy.heads) > 2, "it was cut"
+# ---- leaving
+
+
+async def test_leaving_after_a_resume_cancels_once() -> None:
+    answers: list[bytes | Held] = [begun(3), Held(OPEN_ENDED + tokens(3, 6))]
+    async with scripted(*answers) as (server, client):
+        async with aclosing(client.generate("Once")) as events:
+            async for event in events:
+                if isinstance(event, Token) and event.n == 5:
+                    break
+        assert server.lines == [GENERATE, RESUME, CANCEL]
+    assert server.lines == [GENERATE, RESUME, CANCEL], "closing the client adds nothing"
+
+
+async def leave(events: AsyncIterator[Event], moment: Coroutine[None, None, object]) -> None:
+    """Cancel the task that reads these events when that moment has come."""
+    task = asyncio.create_task(read(events))
+    await asyncio.wait_for(moment, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 10)
+
+
+async def test_leaving_in_the_wait_for_a_new_connection(waits: asyncio.Queue[str]) -> None:
+    first = begun(3, retry=30_000)
+    async with scripted(first, first) as (server, client):
+        await leave(client.generate("Once"), waits.get())
+        assert server.lines == [GENERATE, CANCEL]
+        await leave(client.attach(TAPE), waits.get())
+    assert server.lines == [GENERATE, CANCEL, RESUME], "a reader who did not begin it ends nothing"
+
+
+async def test_leaving_while_the_new_connection_is_made() -> None:
+    first = begun(3)
+    async with scripted(first, Held(b""), first, Held(b"")) as (server, client):
+        await leave(client.generate("Once"), server.holding.wait())
+        assert server.lines == [GENERATE, RESUME, CANCEL]
+        server.holding.clear()
+        await leave(client.attach(TAPE), server.holding.wait())
+    assert server.lines == [GENERATE, RESUME, CANCEL, RESUME, RESUME]
+
+
+async def test_leaving_before_any_tape_is_known_cancels_nothing() -> None:
+    async with scripted(Held(b"")) as (server, client):
+        await leave(client.generate("Once"), server.holding.wait())
+    assert server.lines == [GENERATE]
+
+
+async def test_leaving_one_loop_leaves_the_others_alone() -> None:
+    other = TAPE.replace("T", "O")
+    held = (begun(3)).replace(TAPE.encode(), other.encode())
+    answers: list[bytes | Held] = [Held(held), begun(3), rest(3)]
+    async with scripted(*answers) as (server, client):
+        left, kept = client.generate("left"), client.generate("kept")
+        assert isinstance(await anext(left), Token)
+        events = [await anext(kept)]
+        await left.aclose()
+        events += await read(kept)
+    assert_whole(events)
+    assert server.lines == [GENERATE, GENERATE, f"DELETE /v1/tapes/{other}", RESUME]
+
+
+# ---- a real server
+
+
+async def test_a_real_generation_through_a_network_that_breaks(server: RunningServer) -> None:
+    async def answered(url: str) -> tuple[str, list[int], Done]:
+        async with Client(url) as client:
+            *events, end = await read(
+                client.generate(
+                    "Once upon a time", max_length=200, seed=1, temperature=1.0, ignore_eos=True
+                )
+            )
+        read_tokens = [event for event in events if isinstance(event, Token)]
+        assert isinstance(end, Done)
+        assert {token.tape for token in read_tokens} == {end.tape}, "all of one generation"
+        ids = [id for token in read_tokens for id in token.token_ids]
+        return "".join(token.text for token in read_tokens), ids, end
+
+    tapes = server.health()["tapes"]
+    async with Proxy(server.url, cut_after=0.3) as proxy:
+        text, ids, end = await answered(proxy.url)
+    assert server.health()["tapes"] <= tapes + 1, "no new connection has begun another generation"
+    begun = [head for head in proxy.heads if head.startswith(b"POST /generate")]
+    resumed = [
+        head for head in proxy.heads if head.startswith(f"GET /v1/tapes/{end.tape}".encode())
+    ]
+    assert len(set(begun)) == 1, "sent again only as the same"
+    assert len(resumed) > 1, "it was cut while it read"
+    assert len(begun) + len(resumed) == len(proxy.heads)
+    uncut_text, uncut_ids, uncut_end = await answered(server.url)
+    assert (text, ids) == (uncut_text, uncut_ids)
+    assert len(ids) == 200
+    assert (end.finish_reason, end.usage) == (uncut_end.finish_reason, uncut_end.usage)
+    assert end.tape != uncut_end.tape

@@ -110,7 +110,7 @@ def test_functions_are_where_the_text_says() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["masked_attention", "visible", "rotate", "KVCache.read", "best", "draw", "uniform"],
+    ["masked_attention", "visible", "rotate", "KVCache.read", "best", "draw", "key", "gumbel"],
 )
 def test_the_mathematics_is_explained(name: str) -> None:
     assert name in {mentioned for mentioned, _ in MENTION.findall(prose(HOW_IT_WORKS))}

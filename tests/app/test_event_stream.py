@@ -5,7 +5,8 @@ folder, told again in the words of the HTML standard, section 9.2.6.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import accumulate, cycle, pairwise, takewhile
 
 import pytest
 from hypothesis import given
@@ -21,8 +22,7 @@ def message(data: str, id: str = "", event: str = "message") -> Event:
 
 
 def parse(*chunks: bytes) -> list[Event]:
-    parser = EventStreamParser()
-    return [as_tuple(event) for chunk in chunks for event in parser.feed(chunk)]
+    return outcome(chunks)[0]
 
 
 def as_tuple(event: ServerSentEvent) -> Event:
@@ -129,6 +129,7 @@ def test_retry_is_digits_only() -> None:
         (b"10", 10),
         (b"0", 0),
         (b"03000", 3000),
+        (b"0" * 5000 + b"10", 10),
         (b"1x", None),
         (b" 1", None),
         (b"-1", None),
@@ -146,6 +147,15 @@ def test_an_id_moves_the_cursor_without_any_event() -> None:
     parser = EventStreamParser()
     assert list(parser.feed(b"retry: 1000\nid: tape:0\n\n")) == []
     assert (parser.last_event_id, parser.retry) == ("tape:0", 1000)
+
+
+def test_an_id_counts_only_once_its_block_is_complete() -> None:
+    """What breaks off is asked for again, so the cursor stays in front of it."""
+    parser = EventStreamParser()
+    assert len(list(parser.feed(b"id: a\ndata: 1\n\nid: b\ndata: 2\n"))) == 1
+    assert parser.last_event_id == "a"
+    assert [as_tuple(event) for event in parser.feed(b"\n")] == [message("2", "b")]
+    assert parser.last_event_id == "b"
 
 
 def test_many_events_at_once_keep_their_order() -> None:
@@ -173,49 +183,69 @@ def test_a_long_line_in_small_pieces_takes_linear_time() -> None:
 
 # ---- the same, written line by line over all of the text at once
 
+Outcome = tuple[list[Event], str, int | None]  # events, last_event_id, retry
 
-def reference(raw: bytes) -> list[Event]:
+
+def outcome(chunks: Iterable[bytes]) -> Outcome:
+    parser = EventStreamParser()
+    events = [as_tuple(event) for chunk in chunks for event in parser.feed(chunk)]
+    return events, parser.last_event_id, parser.retry
+
+
+def reference(raw: bytes) -> Outcome:
     text = raw.decode(errors="replace").removeprefix("\ufeff")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")[:-1]
-    return list(reference_events(lines))
-
-
-def reference_events(lines: Iterable[str]) -> Iterator[Event]:
-    data, event, last_id = "", "", ""
+    events: list[Event] = []
+    data, event, id, last_id, retry = "", "", "", "", None
     for line in lines:
         name, value = line, ""
         if ":" in line:
             name, value = line.split(":", 1)
             value = value[1:] if value[:1] == " " else value
         if line == "":
+            last_id = id
             if data:
-                yield event or "message", data[:-1], last_id
+                events.append((event or "message", data[:-1], id))
             data, event = "", ""
         elif name == "data":
             data += value + "\n"
         elif name == "event":
             event = value
         elif name == "id" and "\0" not in value:
-            last_id = value
+            id = value
+        elif name == "retry" and value and set(value) <= set("0123456789"):
+            retry = int(value)
+    return events, last_id, retry
 
 
-text = st.text(st.sampled_from("ab: \0\ufeff豆\u2028id"), max_size=6)
+text = st.one_of(
+    st.text(st.sampled_from("ab: \0\ufeff豆\u2028id"), max_size=6),
+    st.text(st.sampled_from("019"), max_size=4),
+)
 line = st.one_of(
-    st.builds("{}{}{}".format, st.sampled_from(["data", "event", "id", "", "x"]),
-              st.sampled_from([":", ": ", ""]), text),
+    st.builds(
+        "{}{}{}".format,
+        st.sampled_from(["data", "event", "id", "retry", "", "x"]),
+        st.sampled_from([":", ": ", ""]),
+        text,
+    ),
     st.just(""),
-)  # fmt: skip
+)
 stream = st.lists(st.tuples(line, st.sampled_from(["\n", "\r", "\r\n"])), max_size=30)
 
 
-@given(stream, st.lists(st.integers(1, 7), min_size=1, max_size=50), st.binary(max_size=4))
+@given(
+    st.sampled_from(["", "\ufeff", "\ufeff\ufeff"]),
+    stream,
+    st.binary(max_size=4),
+    st.sampled_from([b"\n\n", b"\r", b""]),
+    st.lists(st.integers(1, 7), min_size=1, max_size=50),
+)
 def test_any_stream_cut_anywhere_is_read_as_if_at_once(
-    lines: list[tuple[str, str]], sizes: list[int], noise: bytes
+    mark: str, lines: list[tuple[str, str]], noise: bytes, tail: bytes, sizes: list[int]
 ) -> None:
-    raw = "".join(text + end for text, end in lines).encode() + noise + b"\n\n"
-    chunks, at, number = [], 0, 0
-    while at < len(raw):
-        size = sizes[number % len(sizes)]
-        chunks.append(raw[at : at + size])
-        at, number = at + size, number + 1
-    assert parse(*chunks) == parse(raw) == reference(raw)
+    raw = (mark + "".join(line + end for line, end in lines)).encode() + noise + tail
+    cuts = takewhile(lambda cut: cut < len(raw), accumulate(cycle(sizes)))
+    chunks = [raw[start:end] for start, end in pairwise([0, *cuts, len(raw)])]
+    assert b"".join(chunks) == raw
+    assert outcome(chunks) == outcome([raw]) == reference(raw)
