@@ -21,15 +21,25 @@ STREAMS = 32
 DEADLY_SERVER = (sys.executable, "-m", "tests.e2e.deadly_engine")
 
 
+# In float32 no company changes an answer, and torch is slow enough to be hit in the middle of one.
+FLAGS = ("--dtype", "float32", "--shutdown-grace", "0.5")
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[RunningServer]:
-    """A server of this test's own, to be harmed: in float32, whose answers no company changes.
-
-    In torch the default model is slow enough to be hit in the middle of its work.
-    """
-    flags = ("--dtype", "float32", "--shutdown-grace", "0.5")
-    with running(tmp_path / "log", *flags, command=DEADLY_SERVER) as server:
+    """A server of this test's own, to be harmed."""
+    with running(tmp_path / "log", *FLAGS, command=DEADLY_SERVER) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+async def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
+    """The tokens of each of the requests, from an engine that lives."""
+    with running(tmp_path_factory.mktemp("undisturbed") / "log", *FLAGS) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            readings = await asyncio.gather(*(read_all(http, body(n)) for n in range(STREAMS)))
+    assert not any(reading.statuses for reading in readings)
+    return [reading.token_ids for reading in readings]
 
 
 @pytest.fixture
@@ -38,7 +48,7 @@ async def http(own: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def body(number: int, length: int = 64) -> dict[str, Any]:
+def body(number: int, length: int = 40) -> dict[str, Any]:
     """Half of them greedy, half of them drawn."""
     temperature = 1.0 if number % 2 else 0.0
     return {
@@ -73,9 +83,8 @@ async def becomes(http: httpx.AsyncClient, status: int, seconds: float) -> float
 
 
 async def test_killed_with_32_streams_running_all_end_as_if_nothing_had_been(
-    own: RunningServer, http: httpx.AsyncClient
+    own: RunningServer, http: httpx.AsyncClient, undisturbed: list[list[int]]
 ) -> None:
-    undisturbed = await asyncio.gather(*(read_all(http, body(n)) for n in range(STREAMS)))
     began = time.monotonic()
     disturbed = [asyncio.create_task(read_all(http, body(n))) for n in range(STREAMS)]
     await own.health_becomes(10, running=STREAMS)
@@ -83,13 +92,11 @@ async def test_killed_with_32_streams_running_all_end_as_if_nothing_had_been(
     down = await becomes(http, 503, 0.5)
     up = await becomes(http, 200, 30)
     readings = await asyncio.gather(*disturbed)
-    for reading, expected in zip(readings, undisturbed, strict=True):
-        assert reading.token_ids == expected.token_ids
-        assert reading.text == expected.text
+    assert [reading.token_ids for reading in readings] == undisturbed
+    for reading in readings:
         assert reading.done
         assert reading.done["finish_reason"] == "length"
         assert {"state": "recovering"} in reading.statuses
-        assert {"state": "recovering"} not in expected.statuses
     print(
         f"503 after {down:.3f} s, 200 {up:.1f} s later, all after {time.monotonic() - began:.1f} s"
     )
@@ -98,11 +105,13 @@ async def test_killed_with_32_streams_running_all_end_as_if_nothing_had_been(
 
 
 async def test_kills_in_a_row_lose_nothing(
-    own: RunningServer, http: httpx.AsyncClient, pytestconfig: pytest.Config
+    own: RunningServer,
+    http: httpx.AsyncClient,
+    undisturbed: list[list[int]],
+    pytestconfig: pytest.Config,
 ) -> None:
     """At any moment: at work, while it loads, as soon as it is there."""
     kills: int = pytestconfig.getoption("kills")
-    undisturbed = await asyncio.gather(*(read_all(http, body(n)) for n in range(16)))
     readings = [Reading() for _ in range(16)]
     streams = [
         asyncio.create_task(read_into(reading, http, body(n))) for n, reading in enumerate(readings)
@@ -116,7 +125,7 @@ async def test_kills_in_a_row_lose_nothing(
             await own.health_becomes(30, engine="ready")
     assert not any(stream.done() for stream in streams)
     await asyncio.gather(*streams)
-    assert [r.token_ids for r in readings] == [r.token_ids for r in undisturbed]
+    assert [reading.token_ids for reading in readings] == undisturbed[:16]
 
 
 async def next_token(readings: Sequence[Reading]) -> None:
@@ -128,11 +137,9 @@ async def next_token(readings: Sequence[Reading]) -> None:
 
 
 async def test_a_request_that_kills_it_fails_alone(
-    own: RunningServer, http: httpx.AsyncClient
+    own: RunningServer, http: httpx.AsyncClient, undisturbed: list[list[int]]
 ) -> None:
-    neighbours = range(STREAMS - 1)
-    undisturbed = await asyncio.gather(*(read_all(http, body(n)) for n in neighbours))
-    others = [asyncio.create_task(read_all(http, body(n))) for n in neighbours]
+    others = [asyncio.create_task(read_all(http, body(n))) for n in range(STREAMS - 1)]
     await own.health_becomes(10, running=len(others))
     guilty = await read_all(http, body(DEADLY))
     assert guilty.done
@@ -140,7 +147,7 @@ async def test_a_request_that_kills_it_fails_alone(
     assert "died twice" in guilty.done["error"]["message"]
     assert len(guilty.token_ids) == AT
     readings = await asyncio.gather(*others)
-    assert [r.token_ids for r in readings] == [r.token_ids for r in undisturbed]
+    assert [reading.token_ids for reading in readings] == undisturbed[: STREAMS - 1]
     assert own.log.read_text().count("exit code -11") == 2
     answer = await http.post("/generate", json=body(DEADLY))
     assert answer.status_code == 500
@@ -148,16 +155,16 @@ async def test_a_request_that_kills_it_fails_alone(
     await own.health_becomes(5, engine="ready", running=0, kv_blocks_used=0)
 
 
-async def test_an_engine_that_hangs_is_killed_and_the_streams_go_on(tmp_path: Path) -> None:
-    flags = ("--dtype", "float32", "--engine-timeout", "2")
-    with running(tmp_path / "log", *flags) as server:
+async def test_an_engine_that_hangs_is_killed_and_the_streams_go_on(
+    tmp_path: Path, undisturbed: list[list[int]]
+) -> None:
+    with running(tmp_path / "log", *FLAGS, "--engine-timeout", "2") as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-            expected = await read_all(http, body(1))
             stream = asyncio.create_task(read_all(http, body(1)))
             engine = (await server.health_becomes(10, running=1))["engine_pid"]
             os.kill(engine, signal.SIGSTOP)
             reading = await stream
-            assert reading.token_ids == expected.token_ids
+            assert reading.token_ids == undisturbed[1]
             assert {"state": "recovering"} in reading.statuses
             idle = server.health()["engine_pid"]
             await asyncio.sleep(2.5)  # nothing is owed: an engine without work may be silent
@@ -165,15 +172,16 @@ async def test_an_engine_that_hangs_is_killed_and_the_streams_go_on(tmp_path: Pa
         assert server.stop() == 0
 
 
-async def test_a_row_of_nan_fails_alone(own: RunningServer, http: httpx.AsyncClient) -> None:
-    undisturbed = await asyncio.gather(*(read_all(http, body(n)) for n in range(8)))
+async def test_a_row_of_nan_fails_alone(
+    own: RunningServer, http: httpx.AsyncClient, undisturbed: list[list[int]]
+) -> None:
     *others, spoilt = await asyncio.gather(
         *(read_all(http, body(n)) for n in range(8)), read_all(http, body(SPOILT))
     )
     assert spoilt.done
     assert spoilt.done["finish_reason"] == "error"
     assert len(spoilt.token_ids) == AT
-    assert [r.token_ids for r in others] == [r.token_ids for r in undisturbed]
+    assert [reading.token_ids for reading in others] == undisturbed[:8]
     assert "exit code" not in own.log.read_text()
 
 
@@ -211,9 +219,8 @@ async def test_an_engine_that_cannot_come_back_ends_the_server_in_order(
 
 
 async def test_a_paused_generation_survives_too(
-    own: RunningServer, http: httpx.AsyncClient
+    own: RunningServer, http: httpx.AsyncClient, undisturbed: list[list[int]]
 ) -> None:
-    expected = await read_all(http, body(1))
     async with typing(http, body(1) | {"grace": 60}) as (reading, _):
         pass
     await own.health_becomes(5, paused=1)
@@ -225,4 +232,4 @@ async def test_a_paused_generation_survives_too(
     assert snapshot["status"] == "paused"
     async with http.stream("GET", path, headers=headers) as response:
         await reading.read(response)
-    assert reading.token_ids == expected.token_ids
+    assert reading.token_ids == undisturbed[1]
