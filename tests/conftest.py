@@ -21,8 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--requests", type=int, default=2000, help="of tests/e2e/test_many_requests.py"
     )
-    parser.addoption("--minutes", type=float, default=0.4, help="of tests/e2e/test_soak.py")
-    parser.addoption("--kills", type=int, default=4, help="in a row, of tests/e2e/test_crashes.py")
+    parser.addoption("--minutes", type=float, default=0.2, help="of tests/e2e/test_soak.py")
+    parser.addoption("--kills", type=int, default=3, help="in a row, of tests/e2e/test_crashes.py")
 
 
 @pytest.fixture(scope="session", autouse=True)

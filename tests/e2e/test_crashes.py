@@ -48,7 +48,7 @@ async def http(own: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def body(number: int, length: int = 40) -> dict[str, Any]:
+def body(number: int, length: int = 32) -> dict[str, Any]:
     """Half of them greedy, half of them drawn."""
     temperature = 1.0 if number % 2 else 0.0
     return {
@@ -158,7 +158,7 @@ async def test_a_request_that_kills_it_fails_alone(
 async def test_an_engine_that_hangs_is_killed_and_the_streams_go_on(
     tmp_path: Path, undisturbed: list[list[int]]
 ) -> None:
-    with running(tmp_path / "log", *FLAGS, "--engine-timeout", "2") as server:
+    with running(tmp_path / "log", *FLAGS, "--engine-timeout", "1") as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
             stream = asyncio.create_task(read_all(http, body(1)))
             engine = (await server.health_becomes(10, running=1))["engine_pid"]
@@ -167,7 +167,7 @@ async def test_an_engine_that_hangs_is_killed_and_the_streams_go_on(
             assert reading.token_ids == undisturbed[1]
             assert {"state": "recovering"} in reading.statuses
             idle = server.health()["engine_pid"]
-            await asyncio.sleep(2.5)  # nothing is owed: an engine without work may be silent
+            await asyncio.sleep(1.5)  # nothing is owed: an engine without work may be silent
             assert server.health()["engine_pid"] == idle != engine
         assert server.stop() == 0
 

@@ -64,7 +64,7 @@ async def test_cut_and_resumed_at_every_entry_it_is_the_uncut_answer(
     the frame that follows; the second one is the same request with a Last-Event-ID."""
     whole = (await reader.post("/generate", json=BODY)).json()
     tapes = small.health()["tapes"]
-    gate = asyncio.Semaphore(16)
+    gate = asyncio.Semaphore(48)
 
     async def cut_after(entry: int) -> Reading:
         reading = Reading()
@@ -91,7 +91,7 @@ async def test_cut_and_resumed_at_every_entry_it_is_the_uncut_answer(
 async def test_a_browser_alone_gets_the_text_once_through_a_network_that_breaks(
     server: RunningServer, http: httpx.AsyncClient, page: Page
 ) -> None:
-    query = {"prompt": "Once upon a time", "max_length": "600", "temperature": "0"}
+    query = {"prompt": "Once upon a time", "max_length": "300", "temperature": "0"}
     query |= {"ignore_eos": "true"}
     async with Proxy(server.url, cut_after=0.3) as proxy:
         await page.goto(f"{proxy.url}/health")
@@ -105,8 +105,8 @@ async def test_a_browser_alone_gets_the_text_once_through_a_network_that_breaks(
     assert heard["done"] == uncut.done
     assert len(heard["ids"]) == len(set(heard["ids"]))
     assert {id.partition(":")[0] for id in heard["ids"]} == {tape}
-    assert heard["opened"] > 2, "it was cut while it read"
-    expected = await read_all(http, {**BODY, "prompt": query["prompt"], "max_length": 600} | GREEDY)
+    assert heard["opened"] > 1, "it was cut while it read"
+    expected = await read_all(http, {**BODY, "prompt": query["prompt"], "max_length": 300} | GREEDY)
     assert heard["text"] == expected.text
 
 

@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 
 VOCABULARY = 40
 DRAWS = 20_000
-DRAWS_EACH = 2_000  # for each of hundreds of examples
+DRAWS_EACH = 1_000  # for each of hundreds of examples
 EOS = 3
 
 
@@ -274,18 +274,18 @@ def test_a_token_of_no_probability_is_never_drawn(fields: dict[str, object]) -> 
 )
 def test_logits_that_are_rounded_otherwise_give_the_same_tokens(fields: dict[str, object]) -> None:
     """As in another batch, or after a restart. (With one number that is looked up in the running
-    sum of all tokens, 29 of these 4,000 draws without a cut differed, and 20 with top_p.)
+    sum of all tokens, 29 of 4,000 such draws without a cut differed, and 20 with top_p.)
     """
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn((500, 49152), generator=generator) * 3
     rounded = logits + torch.randn(logits.shape, generator=generator) * 1e-5
     params = [request(**fields).params] * 500
     differ = 0
-    for seed in range(8):
+    for seed in range(4):
         keys = [key(seed, position) for position in range(500)]
         one, other = (draw(rows, range(500), params, keys) for rows in (logits, rounded))
         differ += sum(a != b for a, b in zip(one, other, strict=True))
-    assert differ <= 3
+    assert differ <= 2
 
 
 def test_the_noise_is_gumbels_and_of_different_candidates_independent() -> None:
