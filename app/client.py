@@ -300,6 +300,7 @@ class Client:
     ) -> httpx.Response:
         """One answer. The key makes a request that is sent again the same request."""
         patience = _Patience(self._max_retries if max_retries is None else max_retries)
+        nothing_read = _Reading(cancel_on_close=False)
         if body:
             headers = {"Idempotency-Key": secrets.token_urlsafe(16), **(headers or {})}
         while True:
@@ -309,14 +310,8 @@ class Client:
                 )
                 _raise_for_refusal(response)
                 return response
-            except OverloadedError as error:
-                await patience.wait(error)
-            except httpx.TransportError as error:
-                lost = ConnectionLostError(_describe(error, self._http.base_url))
-                lost.__cause__ = error
-                if isinstance(error, httpx.ConnectError) and not patience.tries:
-                    raise lost from error
-                await patience.wait(lost)
+            except (OverloadedError, httpx.TransportError) as error:
+                await self._try_again(nothing_read, patience, error)
 
     async def _read(
         self, reading: _Reading, body: Mapping[str, Any] | None = None
@@ -420,28 +415,21 @@ def _event(frame: ServerSentEvent, reading: _Reading) -> Event | None:
     Raises GenerationError on the terminal frame of a failed generation, _CutError when entries are
     missing before this one, and ValueError or KeyError for a frame that is none of a Tickertape's.
     """
+    if frame.event not in ("token", "status", "gap", "done"):
+        return None
+    data = json.loads(frame.data)
     match frame.event:
-        case "token":
-            data = json.loads(frame.data)
-            if not _moves_on(frame, reading, len(data["token_ids"])):
-                return None
-            return Token(
-                data["text"],
-                data["token_ids"],
-                reading.tape or "",
-                reading.after,
-                data.get("logprobs"),
-            )
         case "status":
-            data = json.loads(frame.data)
             return Status(data.pop("state"), data)
         case "gap":
-            data = json.loads(frame.data)
             gap = Gap(data["from"], data["to"])
             reading.after = max(reading.after, gap.last)
             return gap
-        case "done":
-            return _done(frame, reading) if _moves_on(frame, reading, 1) else None
+        case "token" if _moves_on(frame, reading, len(data["token_ids"])):
+            tape, n = reading.tape or "", reading.after
+            return Token(data["text"], data["token_ids"], tape, n, data.get("logprobs"))
+        case "done" if _moves_on(frame, reading, 1):
+            return _done(data, reading)
     return None
 
 
@@ -456,9 +444,8 @@ def _moves_on(frame: ServerSentEvent, reading: _Reading, count: int) -> bool:
     return True
 
 
-def _done(frame: ServerSentEvent, reading: _Reading) -> Done:
+def _done(data: dict[str, Any], reading: _Reading) -> Done:
     """Raises GenerationError when the generation has failed."""
-    data = json.loads(frame.data)
     reading.ended = True
     done = Done(
         data["finish_reason"],

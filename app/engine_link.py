@@ -5,6 +5,7 @@ with no task and no queue between. `generate` is the same as an async generator.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
@@ -156,7 +157,7 @@ class EngineLink:
         self._sinks: dict[str, Sink] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._transport: asyncio.Transport | None = None
-        self._watchers: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._loaded = asyncio.Event()
         self._engine_state: Literal["loading", "ready", "recovering"] = "loading"
         self._draining = False
@@ -181,9 +182,9 @@ class EngineLink:
     async def start(self) -> None:
         """Launch the engine; returns at once, `loaded` waits until it can work."""
         reports = await self._launch()
-        self._watchers = [asyncio.create_task(self._watch(reports))]
+        self._tasks = [asyncio.create_task(self._watch(reports))]
         if self._patience < math.inf:
-            self._watchers.append(asyncio.create_task(self._watch_for_hanging()))
+            self._tasks.append(asyncio.create_task(self._watch_for_hanging()))
 
     async def loaded(self) -> Ready:
         """Wait for the model. Raises EngineFailedError when it cannot be served."""
@@ -197,9 +198,9 @@ class EngineLink:
 
     async def stop(self) -> None:
         """End the engine process; every sequence that still runs gets EngineError."""
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._hang_up()
         if self._process:
             await _end(self._process)
@@ -326,7 +327,8 @@ class EngineLink:
                 logger.error("the engine has not answered for %g s; killing it", self._patience)
                 self._hangs = True
                 self._owes_since = None
-                self._process.kill()
+                with contextlib.suppress(ProcessLookupError):  # it has ended just now
+                    self._process.kill()
 
     def _handle(self, report: Report) -> None:
         match report:

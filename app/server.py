@@ -68,13 +68,14 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends it at once."""
         self.force_exit = self.should_exit
-        self._services.link.drain()
+        if self.started:  # before that, no services are there
+            self._services.link.drain()
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new work, let streams finish within the grace period, end the rest, and go."""
         services = self._services
-        services.link.drain()  # unless a signal has
+        services.link.drain()  # a signal has done so already, a failing engine has not
         await self._wait_for_tapes(services)
         services.registry.close()
         await super().shutdown(sockets)

@@ -98,7 +98,10 @@ class Settings(EngineSettings):
         256, ge=0, description="Requests that may wait for a seat; more are refused with 429."
     )
     queue_timeout: float = Field(
-        300.0, gt=0, description="Seconds that a request may wait for a seat before it is given up."
+        300.0,
+        gt=0,
+        le=86400,
+        description="Seconds that a request may wait for a seat before it is given up.",
     )
     tape_ttl: float = Field(300.0, ge=0, description="Seconds that a finished tape is kept.")
     tape_memory: Bytes = Field(  # type: ignore[assignment]
@@ -114,7 +117,10 @@ class Settings(EngineSettings):
         15.0, gt=0, le=15, description="Seconds between comments on a silent stream."
     )
     send_timeout: float = Field(
-        15.0, gt=0, description="Seconds after which a reader that takes nothing is cut off."
+        15.0,
+        gt=0,
+        le=3600,
+        description="Seconds after which a reader that takes nothing is cut off.",
     )
     engine_timeout: float = Field(
         300.0, gt=0, description="Seconds without a step after which the engine is started anew."

@@ -180,8 +180,6 @@ class GenerateAnswer(BaseModel):
 class Gap(BaseModel):
     """Entries that are kept no longer; the text begins after them."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     first: int = Field(alias="from")
     to: int
 

@@ -18,7 +18,7 @@ from model.messages import Finished, Generate, Token
 
 logger = logging.getLogger("tickertape.recovery")
 
-GIVEN_UP = "the engine died twice while it computed this request; the request is given up"
+GIVEN_UP = "the engine died twice while it computed this request; do not send it again"
 
 Record = Callable[[Event], None]
 

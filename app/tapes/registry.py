@@ -95,7 +95,7 @@ class Registry:
     def _start_timers(self, recording: _Recording) -> None:
         loop, terms, tape_id = asyncio.get_running_loop(), recording.terms, recording.tape.id
         if terms.timeout is not None:
-            why = f"its timeout of {terms.timeout:g} s has passed"
+            why = f"its timeout of {terms.timeout:g} s has passed; give it more, or ask for less"
             recording.timeout = loop.call_later(terms.timeout, self.cancel, tape_id, "timeout", why)
         if terms.queue_timeout is not None:
             why = f"it waited {terms.queue_timeout:g} s for a seat; try again when less is going on"

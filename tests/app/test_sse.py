@@ -16,6 +16,7 @@ from app.dialects import native
 from app.sse import SendWatch, TapeResponse
 from app.tapes.registry import Registry
 from app.tapes.tape import Entry, Tape
+from tests.raw import never_reading
 from tests.server import Frame, parse_frames
 
 MIB = 1 << 20
@@ -80,19 +81,11 @@ def unchunked(raw: bytes) -> bytes:
     return body
 
 
-def never_reading(port: int) -> socket.socket:
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.connect(("127.0.0.1", port))
-    client.sendall(REQUEST)
-    return client
-
-
 async def test_a_reader_that_takes_nothing_is_cut_off_and_holds_up_nobody() -> None:
     tape, readers = Tape("a" * 22, prompt_tokens=1), Readers()
     app = reading(tape, readers, send_timeout=1.0, ping_interval=15)
     async with serving(app) as port, asyncio.timeout(20):
-        stuck = never_reading(port)
+        stuck = never_reading(port, REQUEST)
         await readers.came.get()
         reader = asyncio.create_task(read_all(port))
         await readers.came.get()

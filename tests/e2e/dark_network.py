@@ -42,9 +42,8 @@ def connections(port: int) -> int:
 async def main(log: Path) -> None:
     loopback(up=True)
     with running(log, "--send-timeout", "2", "--ping-interval", "1") as server:
-        port = int(server.url.rpartition(":")[2])
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http, typing(http, BODY):
-            took = await go_dark(port)
+            took = await go_dark(server.port)
             await server.health_becomes(10, running=0, paused=1)
         assert server.stop() == 0
     print(f"the server let go after {took:.1f} s")

@@ -25,8 +25,8 @@ from app.client import Client, Done, Token
 from bench.memory import alone
 from tests.answers import Reading, read_into
 from tests.e2e.deadly_engine import AT, DEADLY, SPOILT
-from tests.e2e.test_leaving import never_reading
 from tests.proxy import Proxy
+from tests.raw import never_reading, post_generate
 from tests.server import RunningServer, running
 from tests.tiny import tiny_llama
 
@@ -202,7 +202,7 @@ class Soak:
 
     async def never_read(self, seed: int) -> None:
         body = self.body(seed) | {"logprobs": 20, "max_length": 400, "grace": 0.2, "stream": True}
-        with never_reading(self.server, body):
+        with never_reading(self.server.port, post_generate(body)):
             await asyncio.sleep(self.draw.uniform(0.5, 3))
 
     async def spoilt(self, _: int) -> None:
