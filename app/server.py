@@ -62,8 +62,9 @@ class Server(uvicorn.Server):
             )
             raise await asyncio.shield(link.failure)
         except EngineFailedError as failure:
-            self.failure = failure
-            self.should_exit = True
+            if not self.should_exit:  # else the engine was told to go, too, and has not ignored it
+                self.failure = failure
+                self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends it at once."""

@@ -214,12 +214,12 @@ async def test_the_engine_dies_while_it_types_and_the_text_goes_on(
     page: Page, tmp_path: Path
 ) -> None:
     with running(tmp_path / "log") as own:
-        await open_page(page, own, max_length=600)
+        await open_page(page, own, max_length=400)
         await page.evaluate(RECORD_STATUS)
         await start_long(page)
         os.kill(own.health()["engine_pid"], signal.SIGKILL)
         await expect_whole_text_once(page, own.url)
-        await expect(page.locator("#receipt")).to_contain_text("600")
+        await expect(page.locator("#receipt")).to_contain_text("400")
         said: list[str] = await page.evaluate("window.said")
         recovering = next(n for n, words in enumerate(said) if "engine is restarting" in words)
         assert "Typing …" in said[recovering:]

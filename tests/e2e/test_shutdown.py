@@ -123,6 +123,17 @@ async def test_a_signal_to_the_whole_group_lets_streams_end_in_order(
     assert own.process.wait(timeout=10) == 0
 
 
+async def test_a_signal_to_the_whole_group_while_it_loads_is_no_failure(tmp_path: Path) -> None:
+    """The engine does not ignore signals yet, and dies of it."""
+    with running(tmp_path / "log", ready=False) as server:
+        async with asyncio.timeout(30):
+            while "Uvicorn running" not in server.log.read_text():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert server.health()["engine"] == "loading"
+        os.killpg(server.process.pid, signal.SIGTERM)
+        assert await asyncio.to_thread(server.process.wait, 10) == 0, server.log.read_text()
+
+
 async def test_an_engine_that_hangs_does_not_hold_up_the_end(
     own: RunningServer, http: httpx.AsyncClient
 ) -> None:

@@ -23,7 +23,7 @@ import pytest
 
 from app.client import Client, Done, Token
 from bench.memory import alone
-from tests.answers import Reading, read_into
+from tests.answers import Reading, read_all
 from tests.e2e.deadly_engine import AT, DEADLY, SPOILT
 from tests.proxy import Proxy
 from tests.raw import never_reading, post_generate
@@ -52,17 +52,15 @@ class Soak:
     shaky: httpx.AsyncClient
     client: Client
     seconds: float
-    expected: dict[int, list[int]] = field(default_factory=dict)
+    expected: list[list[int]] = field(default_factory=list)  # token ids, by seed
     count: Counter[str] = field(default_factory=Counter)
     memory: list[tuple[int, int]] = field(default_factory=list)  # requests, bytes
     draw: random.Random = field(default_factory=lambda: random.Random(0))
-    done: bool = False
 
     async def run(self) -> None:
-        for seed in range(KNOWN):
-            reading = Reading()
-            await read_into(reading, self.direct, self.body(seed))
-            self.expected[seed] = reading.token_ids
+        bodies = [self.body(seed) for seed in range(KNOWN)]
+        undisturbed = await asyncio.gather(*(read_all(self.direct, body) for body in bodies))
+        self.expected = [reading.token_ids for reading in undisturbed]
         faults = [
             asyncio.create_task(fault())
             for fault in (self.kill, self.poison, self.cut, self.report)
@@ -74,7 +72,6 @@ class Soak:
                 await self.ask()
 
         await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
-        self.done = True
         for fault in faults:
             fault.cancel()
         await asyncio.gather(*faults, return_exceptions=True)
