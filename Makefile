@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast soak faults check format bench clean
+.PHONY: help setup run test test-fast soak faults fuzz check format bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ soak: $(VENV)/.test ## 10,000 requests that come and leave at random; prints how
 faults: $(VENV)/.test ## half an hour of random faults, and ten kills in a row; prints what was lost
 	@$(BIN)/pytest tests/e2e/test_soak.py tests/e2e/test_crashes.py --minutes 30 --kills 10 -s $(ARGS)
 
+fuzz: $(VENV)/.test ## all that /openapi.json allows and forbids, and 10,000 requests gone wrong
+	@$(BIN)/pytest tests/e2e/test_schemathesis.py tests/e2e/test_fuzz.py --examples 200 --fuzz 10000 -s $(ARGS)
+
 check: $(VENV)/.test ## ruff, ruff format and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -45,7 +48,7 @@ bench: $(VENV)/.bench ## measure speed and memory; tables, and JSON and a plot i
 	@$(BIN)/tickertape bench --out bench/results $(ARGS)
 
 clean: ## remove everything that setup made
-	rm -rf $(VENV)
+	rm -rf $(VENV) tests/clients/node/node_modules
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -65,7 +68,8 @@ $(VENV)/.bench: $(VENV)/.run
 	@$(PIP) install -c constraints.txt -e '.[bench]'
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.run
+$(VENV)/.test: $(VENV)/.run tests/clients/node/package-lock.json
 	@$(PIP) install -c constraints.txt -e '.[test]'
 	@scripts/install-browser.sh
+	@scripts/install-node-clients.sh
 	@touch $@

@@ -4,10 +4,14 @@ import asyncio
 import secrets
 from dataclasses import dataclass
 
+from app.dialects import tool_calls
 from app.engine_link import EngineLink
 from app.errors import out_of_range, try_later
-from app.schemas.native import GenerateFields
+from app.schemas.ask import Ask, Conversation, Prompt
+from app.schemas.sampling import SamplingFields
 from app.tapes.registry import Registry
+from model import grammar
+from model.chat_template import ChatTemplate, ChatTemplateError, encode_chat
 from model.config import ModelConfig
 from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
@@ -18,60 +22,117 @@ _CHARACTERS_PER_TOKEN = 8  # ordinary text has about four
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that can be served: its prompt as ids, its wishes as SamplingParams."""
+    """A request that can be served: its prompts as ids, its wishes as SamplingParams."""
 
-    prompt_ids: list[int]
+    prompts: list[list[int]]
     params: SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
     tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
     config: ModelConfig
     link: EngineLink
     registry: Registry
     max_model_len: int
     capacity: int
 
-    async def admit(self, fields: GenerateFields) -> Admitted:
+    async def admit(self, ask: Ask) -> Admitted:
         """Raises APIError: 422 for what can never be served, 429 and 503 for what may be later.
 
-        The last are checked first, for little, and again when the prompt is known.
+        The last are checked first, for little, and again when the prompts are known.
         """
-        self._check_load()
-        check_token_ids(fields, self.config.vocab_size)
-        prompt_ids = await self._tokenize(fields.prompt)
-        max_tokens = room(fields, len(prompt_ids), self.context)
-        self._check_load()
-        return Admitted(prompt_ids, sampling_params(fields, max_tokens))
+        count = len(ask.prompts) * ask.n
+        self._check_load(count)
+        check_token_ids(ask.fields, self.config.vocab_size)
+        await self._check_grammar(ask)
+        prompts = [await self.token_ids(prompt, ask.prompt_name) for prompt in ask.prompts]
+        max_tokens = room(ask, max(map(len, prompts)), self.context)
+        self._check_load(count)
+        return Admitted(prompts, sampling_params(ask, max_tokens))
+
+    async def _check_grammar(self, ask: Ask) -> None:
+        """Off the loop: a hostile one costs a second."""
+        if ask.grammar is None:
+            return
+        try:
+            await asyncio.to_thread(grammar.check, ask.grammar)
+        except grammar.GrammarError as error:
+            raise out_of_range(ask.grammar_name, str(error)) from None
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether the model was trained to call tools, in a way that we read."""
+        return bool(self.chat_template and tool_calls.understands(self.chat_template.source))
 
     @property
     def context(self) -> int:
         """How many tokens prompt and output may have together."""
         return self.link.info.max_model_len if self.link.info else self.max_model_len
 
-    async def _tokenize(self, prompt: str) -> list[int]:
+    async def token_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
         """Ids of the prompt. Raises APIError 422 when they are none, or fill the context."""
-        head = prompt[: self.context * _CHARACTERS_PER_TOKEN]
-        prompt_ids = await self._encode(head)
-        if len(prompt_ids) < self.context and len(head) < len(prompt):
-            head, prompt_ids = prompt, await self._encode(prompt)
-        if not prompt_ids:
-            raise out_of_range("prompt", "holds no token; give at least one character")
-        if len(prompt_ids) >= self.context:
-            count = len(prompt_ids)
-            counted = f"{count} tokens" if head is prompt else f"more than {count} tokens"
+        if not isinstance(prompt, list):
+            text = prompt if isinstance(prompt, str) else prompt.text
+            head = text[: self.context * _CHARACTERS_PER_TOKEN]
+            if len(head) < len(text):  # so that a book is refused before all of it is read
+                self._of_good_length(await self._encode(head), name, at_least=0, cut=True)
+        return self._of_good_length(await self.encode(prompt, name), name)
+
+    async def encode(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+        """Ids of the prompt, however many. Raises APIError 422 where it cannot be encoded."""
+        match prompt:
+            case str():
+                return await self._encode(prompt)
+            case list():
+                self.check_ids(prompt, name)
+                return prompt
+            case _:
+                return await self._render(prompt)
+
+    def check_ids(self, ids: list[int], name: str) -> None:
+        """Raises APIError 422 for an id that the model does not have."""
+        size = self.config.vocab_size
+        if wrong := [token_id for token_id in ids if not 0 <= token_id < size]:
+            raise out_of_range(name, f"token ids go from 0 to {size - 1}, not {wrong[0]}")
+
+    def _of_good_length(
+        self, ids: list[int], name: str, *, at_least: int = 1, cut: bool = False
+    ) -> list[int]:
+        if len(ids) < at_least:
+            raise out_of_range(name, "holds no token; give at least one character")
+        if len(ids) >= self.context:
+            counted = f"more than {len(ids)} tokens" if cut else f"{len(ids)} tokens"
             raise out_of_range(
-                "prompt",
+                name,
                 f"has {counted}; this model's context is {self.context} tokens for prompt and "
                 f"output together, so it must have from 1 to {self.context - 1}",
             )
-        return prompt_ids
+        return ids
 
     async def _encode(self, text: str) -> list[int]:
         if len(text) <= _SHORT:
             return self.tokenizer.encode(text)
         return await asyncio.to_thread(self.tokenizer.encode, text)
+
+    async def _render(self, conversation: Conversation) -> list[int]:
+        """The model's own way to write a conversation. Raises APIError where it has none."""
+        if self.chat_template is None:
+            raise out_of_range(
+                "messages", "this model has no chat template; use /v1/completions or /generate"
+            )
+        if len(conversation.text) <= _SHORT and not conversation.extra:
+            return self._encode_chat(self.chat_template, conversation)
+        return await asyncio.to_thread(self._encode_chat, self.chat_template, conversation)
+
+    def _encode_chat(self, template: ChatTemplate, conversation: Conversation) -> list[int]:
+        try:
+            return encode_chat(
+                self.tokenizer, template, conversation.messages, **conversation.extra
+            )
+        except ChatTemplateError as error:
+            raise out_of_range("messages", str(error)) from None
 
     def check_ready(self) -> None:
         """Raises APIError 503 while the engine takes no work."""
@@ -79,9 +140,11 @@ class Admission:
         if state != "ready":
             raise try_later(503, f"the engine is {state}; try again shortly", code=state)
 
-    def _check_load(self) -> None:
+    def _check_load(self, count: int) -> None:
+        """Whether so many more sequences have a place. Alone, any number of them has."""
         self.check_ready()
-        if self.registry.num_active >= self.capacity:
+        active = self.registry.num_active
+        if active and active + count > self.capacity:
             seconds = self.registry.turnover.seconds_to_a_place()
             raise try_later(
                 429,
@@ -91,7 +154,7 @@ class Admission:
             )
 
 
-def check_token_ids(fields: GenerateFields, vocab_size: int) -> None:
+def check_token_ids(fields: SamplingFields, vocab_size: int) -> None:
     """Raises APIError 422 when a token id is named that the model does not have."""
     for param in ("logit_bias", "stop_token_ids"):
         wrong = [token_id for token_id in getattr(fields, param) if token_id >= vocab_size]
@@ -99,28 +162,30 @@ def check_token_ids(fields: GenerateFields, vocab_size: int) -> None:
             raise out_of_range(param, f"token ids go from 0 to {vocab_size - 1}, not {wrong[0]}")
 
 
-def room(fields: GenerateFields, num_prompt: int, context: int) -> int:
-    """How many tokens may be generated: what was asked for, or if it was not, what fits.
+def room(ask: Ask, num_prompt: int, context: int) -> int:
+    """How many tokens may be generated after so long a prompt: what was asked for, or what fits.
 
     Raises APIError 422 when what was asked for does not fit.
     """
     left = context - num_prompt
-    if "max_length" in fields.model_fields_set and fields.max_length > left:
+    wanted = left if ask.max_tokens is None else ask.max_tokens
+    if ask.exact and wanted > left:
         raise out_of_range(
-            "max_length",
-            f"{fields.max_length} new tokens and a prompt of {num_prompt} do not fit this "
+            ask.max_tokens_name,
+            f"{wanted} new tokens and a prompt of {num_prompt} do not fit this "
             f"model's context of {context}; it must be from 1 to {left}",
         )
-    max_tokens = min(fields.max_length, left)
-    if fields.min_tokens > max_tokens:
+    max_tokens = min(wanted, left)
+    if ask.fields.min_tokens > max_tokens:
         raise out_of_range(
-            "min_tokens", f"must be from 0 to max_length, which is {max_tokens} here"
+            "min_tokens", f"must be from 0 to {ask.max_tokens_name}, which is {max_tokens} here"
         )
     return max_tokens
 
 
-def sampling_params(fields: GenerateFields, max_tokens: int) -> SamplingParams:
+def sampling_params(ask: Ask, max_tokens: int) -> SamplingParams:
     """The wire's words -> the sampler's. A request without a seed gets one, to survive restarts."""
+    fields = ask.fields
     return SamplingParams(
         max_tokens=max_tokens,
         seed=secrets.randbits(63) if fields.seed is None else fields.seed,
@@ -136,5 +201,6 @@ def sampling_params(fields: GenerateFields, max_tokens: int) -> SamplingParams:
         stop_token_ids=tuple(fields.stop_token_ids),
         ignore_eos=fields.ignore_eos,
         min_tokens=fields.min_tokens,
-        logprobs=fields.logprobs,
+        logprobs=ask.logprobs,
+        grammar=ask.grammar,
     )

@@ -6,7 +6,7 @@ Only what a command needs is imported, inside it: `tickertape generate --url ...
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from app.client import Client, Done, Event, Options, TickertapeError, Token
 from app.options import SettingsError, load, with_options
 from app.settings import EngineSettings, Settings
 from model.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from app.local import LocalModel
 
 app = typer.Typer(
     name="tickertape",
@@ -69,6 +72,8 @@ def generate(
 @with_options(EngineSettings)
 def chat(
     flags: dict[str, Any],
+    url: Url = None,
+    api_key: ApiKey = None,
     system: Annotated[str | None, typer.Option(help="What the model is told about itself.")] = None,
     max_length: MaxLength = 400,
     temperature: Temperature = 0.7,
@@ -79,7 +84,7 @@ def chat(
     """Talk with a model. An empty line or Ctrl-D ends the conversation."""
     options = _options(max_length, temperature, top_k, top_p, seed)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_chat(load(EngineSettings, flags), system, options))
+        asyncio.run(_chat(url, api_key, flags, system, options))
 
 
 @app.command(
@@ -105,32 +110,38 @@ def _options(
 async def _events(
     prompt: str, url: str | None, api_key: str | None, flags: dict[str, Any], options: Options
 ) -> AsyncIterator[Event]:
-    if url:
-        if ignored := [
-            f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None
-        ]:
-            raise SettingsError(
-                f"{', '.join(ignored)}: the server at --url decides that; leave out"
-            )
-        async with Client(url, api_key=api_key) as client:
-            async for event in client.generate(prompt, **options):
-                yield event
-        return
-    from app.local import LocalModel
-
-    async with LocalModel(load(EngineSettings, flags)) as local:
-        async for event in local.generate(prompt, **options):
+    async with _model(url, api_key, flags) as model:
+        async for event in model.generate(prompt, **options):
             yield event
 
 
-async def _chat(settings: EngineSettings, system: str | None, options: Options) -> None:
-    from app.local import LocalModel
+def _model(
+    url: str | None, api_key: str | None, flags: dict[str, Any]
+) -> "contextlib.AbstractAsyncContextManager[Client | LocalModel]":
+    """A running server, or the model right here. Raises SettingsError for flags of the other."""
+    if url is None:
+        from app.local import LocalModel
 
+        return LocalModel(load(EngineSettings, flags))
+    if ignored := [
+        f"--{name.replace('_', '-')}" for name, value in flags.items() if value is not None
+    ]:
+        raise SettingsError(f"{', '.join(ignored)}: the server at --url decides that; leave out")
+    return Client(url, api_key=api_key)
+
+
+async def _chat(
+    url: str | None,
+    api_key: str | None,
+    flags: dict[str, Any],
+    system: str | None,
+    options: Options,
+) -> None:
     messages = [{"role": "system", "content": system}] if system else []
-    async with LocalModel(settings) as local:
+    async with _model(url, api_key, flags) as model:
         while line := await asyncio.to_thread(_ask):
             messages.append({"role": "user", "content": line})
-            text = await _print_all(local.chat(messages, **options))
+            text = await _print_all(model.chat(messages, **options))
             messages.append({"role": "assistant", "content": text})
 
 

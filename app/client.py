@@ -23,7 +23,7 @@ import json
 import logging
 import random
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
@@ -257,6 +257,20 @@ class Client:
             async for event in events:
                 yield event
 
+    async def chat(
+        self, messages: Sequence[Mapping[str, str]], **options: Unpack[Options]
+    ) -> AsyncGenerator[Event, None]:
+        """Stream the model's next turn in a conversation of {"role", "content"} messages.
+
+        Leaving the loop early cancels it. Raises like `generate`.
+        """
+        body = {"input": list(messages), "background": True, "on_disconnect": "pause"}
+        response = await self._request("POST", "/v1/responses", body | _as_response(options))
+        reading = _Reading(cancel_on_close=True, tape=response.headers["X-Tape"])
+        async with contextlib.aclosing(self._read(reading)) as events:
+            async for event in events:
+                yield event
+
     async def attach(self, tape: str, after: int = 0) -> AsyncGenerator[Event, None]:
         """Read a tape after entry `after`, from its start by default. Leaving only stops reading.
 
@@ -457,6 +471,12 @@ def _done(data: dict[str, Any], reading: _Reading) -> Done:
     if done.finish_reason == "error":
         raise GenerationError(done)
     return done
+
+
+def _as_response(options: Options) -> dict[str, Any]:
+    """The options under the names that /v1/responses has for them."""
+    names = {"max_length": "max_output_tokens", "logprobs": "top_logprobs"}
+    return {names.get(name, name): value for name, value in options.items()}
 
 
 def _jsonable(body: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -3,7 +3,8 @@
 Every message tells its reader what to do; a refused parameter is named, with its range.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +16,10 @@ _PLAIN_WORDS = {
     404: "nothing is at this path; /docs lists what there is",
     405: "this path does not take this method; /docs lists those it takes",
 }
+
+
+# What pydantic puts into the place of an error beside names: "[key]", "list[str]", "NamedTool".
+_OF_PYDANTIC = re.compile(r"\[|^[A-Z][A-Za-z]+$")
 
 
 class APIError(HTTPException):
@@ -73,6 +78,16 @@ def try_later(status: int, message: str, *, code: str, seconds: int = 1) -> APIE
     return APIError(status, message, code=code, headers={"Retry-After": str(seconds)})
 
 
+def body_too_large(limit: int) -> APIError:
+    """413. The rest of the body is not read, so the connection can serve nothing more."""
+    return APIError(
+        413,
+        f"the body has more than {limit} bytes; --max-body-size sets the limit",
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+
+
 def install(app: FastAPI) -> None:
     """Give every error of this app the one shape."""
 
@@ -85,27 +100,59 @@ def install(app: FastAPI) -> None:
         return from_validation(error.errors()[0]).response()
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
+    async def http(request: Request, error: HTTPException) -> Response:
         message = _PLAIN_WORDS.get(error.status_code, str(error.detail))
-        return APIError(error.status_code, message, headers=error.headers).response()
+        headers = _allow(request) if error.status_code == 405 else error.headers
+        return APIError(error.status_code, message, headers=headers).response()
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> Response:
         return APIError(500, "An error of ours; the server's log says more.").response()
 
 
+def _allow(request: Request) -> Mapping[str, str]:
+    """All methods of a path; Starlette names those of its first route alone."""
+    path = request.scope["route"].path
+    methods = {
+        m for route in _routes(request.app.routes) if route.path == path for m in route.methods
+    }
+    return {"Allow": ", ".join(sorted(methods))}
+
+
+def _routes(routes: Iterable[Any]) -> Iterator[Any]:
+    """Those that have methods, of included routers too."""
+    for route in routes:
+        if router := getattr(route, "original_router", None):
+            yield from _routes(router.routes)
+        elif hasattr(route, "methods"):
+            yield route
+
+
 def from_validation(first: Mapping[str, Any]) -> APIError:
     """pydantic's first complaint as one sentence that names the field."""
     places = ("body", "query", "path", "header")
     location = [str(part) for part in first["loc"] if part not in places]
-    param = ".".join(part for part in location if part != "[key]") or None
+    named = [part for part in location if not _OF_PYDANTIC.search(part)]
+    if param := first.get("ctx", {}).get("param"):
+        named.append(param)
+    param = ".".join(named) or None
     if first["type"] == "extra_forbidden":
         message = f"{param} is not a field of this request; see /docs for those that are"
         return APIError(422, message, param=param, code="unknown_field")
     if first["type"] == "missing":
         return APIError(422, f"{param or 'the JSON body'} is required", param=param, code="missing")
-    message = str(first["msg"])
-    for prefix in ("Value error, ", "Input ", "String ", "List ", "Dictionary "):
-        message = message.removeprefix(prefix)
+    message = _in_words_of_json(first)
     subject = param or "the JSON body"
     return APIError(422, f"{subject}: {message}", param=param, code="invalid_value")
+
+
+def _in_words_of_json(complaint: Mapping[str, Any]) -> str:
+    """pydantic's are Python's: what it calls a dictionary or False is not what was sent."""
+    if complaint["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        return "should be an object"
+    message = str(complaint["msg"])
+    for prefix in ("Value error, ", "Input ", "String ", "List ", "Dictionary "):
+        message = message.removeprefix(prefix)
+    if complaint["type"] == "literal_error":
+        message = message.replace("False", "false").replace("True", "true")
+    return message.replace(" after validation", "")

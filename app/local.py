@@ -15,7 +15,7 @@ from app.engine_link import EngineError, EngineLink, configuration
 from app.errors import APIError, from_validation
 from app.schemas.native import GenerateFields
 from app.settings import EngineSettings
-from app.tapes.tape import Tape
+from app.tapes.tape import Choice, Tape
 from model.chat_template import ChatTemplate, ChatTemplateError, Message, encode_chat
 from model.errors import ModelLoadError
 from model.loading.checkpoint import open_checkpoint
@@ -81,7 +81,7 @@ class LocalModel:
                 f"the prompt has {len(prompt_ids)} tokens; it must have fewer than {self._context}"
             )
         params = self._params(fields, len(prompt_ids))
-        tape = Tape(secrets.token_urlsafe(16), len(prompt_ids))
+        tape = Tape(secrets.token_urlsafe(16), [Choice(len(prompt_ids))])
         salt = fields.cache_salt or ""
         request = Generate(tape.id, prompt_ids, params, fields.priority, salt)
         try:
@@ -93,9 +93,10 @@ class LocalModel:
             raise TickertapeError(str(error)) from error
 
     def _params(self, fields: GenerateFields, num_prompt: int) -> SamplingParams:
+        ask = fields.ask()
         try:
             check_token_ids(fields, self._vocab_size)
-            return sampling_params(fields, room(fields, num_prompt, self._context))
+            return sampling_params(ask, room(ask, num_prompt, self._context))
         except APIError as error:
             raise TickertapeError(error.detail) from None
 

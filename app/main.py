@@ -1,26 +1,48 @@
 """The application: routes, errors and services put together. Nothing is decided here."""
 
+import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
 
-from app import errors
+from app import errors, openapi
 from app.admission import Admission
 from app.engine_link import EngineLink, configuration
+from app.hosts import HostCheck, own_names
+from app.limits import Limits, parse_rates
 from app.options import SettingsError
-from app.routes import generate, ops, page, tapes
+from app.routes import (
+    chat,
+    completions,
+    generate,
+    models,
+    ops,
+    page,
+    responses,
+    tapes,
+    tokenize,
+)
 from app.security import ApiKeys
 from app.services import Services
 from app.settings import Settings
 from app.tapes.memory import MemoryStore
 from app.tapes.recovery import Recovery
 from app.tapes.registry import Registry
-from model.loading.checkpoint import open_checkpoint
+from model.chat_template import ChatTemplate
+from model.errors import ModelLoadError
+from model.loading.checkpoint import Checkpoint, open_checkpoint
 from model.loading.hub import resolve
+from model.tokenizer import Tokenizer
+
+logger = logging.getLogger("tickertape")
+
+# What a page of another origin may read, beside what every page may.
+EXPOSED = ["X-Tape", "Content-Location", "Location", "Retry-After", "X-Request-Id"]
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -35,6 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     model_name = checkpoint.name if Path(settings.model).exists() else settings.model
     # Opened before the first request needs it: the engine loads for longer than this takes.
     tokenizer = checkpoint.tokenizer()
+    chat_template = _chat_template(checkpoint, tokenizer)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -44,13 +67,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         registry = Registry(Recovery(link), store, settings.max_tape_memory)
         admission = Admission(
             tokenizer=tokenizer,
+            chat_template=chat_template,
             config=checkpoint.config,
             link=link,
             registry=registry,
             max_model_len=settings.max_model_len or checkpoint.config.max_model_len,
             capacity=settings.max_num_seqs + settings.max_waiting,
         )
-        app.state.services = Services(settings, model_name, link, registry, admission, api_keys)
+        limits, now = _limits(settings), int(time.time())
+        app.state.services = Services(
+            settings, model_name, link, registry, admission, api_keys, limits, now
+        )
         try:
             yield
         finally:
@@ -66,18 +93,52 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    for module in (generate, tapes, ops, page):
+    openapi.install(app)
+    for module in (generate, tapes, completions, chat, responses, models, tokenize, ops, page):
         app.include_router(module.router)
-    app.mount("/static", StaticFiles(directory=page.STATIC), name="static")
+    app.mount("/static", page.Files(directory=page.STATIC), name="static")
+    _admit_pages(app, settings)
     return app
 
 
+def _admit_pages(app: FastAPI, settings: Settings) -> None:
+    """Whose pages may ask: those of our own names, and of the origins that are named.
+
+    What is not configured wraps nothing: a frame of a stream passes through every layer.
+    """
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins.split(","),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+        )
+    allowed = (settings.allowed_hosts or "").split(",")
+    if names := own_names(settings.host, [name for name in allowed if name]):
+        app.add_middleware(HostCheck, names=names)
+
+
+def _limits(settings: Settings) -> Limits:
+    rates = parse_rates(settings.rate_limit) if settings.rate_limit else ()
+    return Limits(rates, settings.max_concurrent)
+
+
 def _api_keys(settings: Settings) -> ApiKeys:
-    if settings.api_key_file is None:
-        return ApiKeys()
     try:
-        return ApiKeys.read(settings.api_key_file)
+        return ApiKeys(settings.api_key_file)
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"--api-key-file (or TICKERTAPE_API_KEY_FILE): {error}; give a file with one key a line"
         ) from None
+
+
+def _chat_template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """Without one that works the model still continues texts."""
+    if checkpoint.chat_template is None:
+        return None
+    try:
+        return ChatTemplate(checkpoint.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+    except ModelLoadError as error:
+        logger.warning("no chats: %s", error)
+        return None

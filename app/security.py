@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -10,34 +10,37 @@ from fastapi import Header
 
 from app.errors import APIError
 
+logger = logging.getLogger("tickertape.security")
 
-@dataclass(frozen=True, slots=True)
+
 class ApiKeys:
-    """The keys that clients may use, as SHA-256 digests. Without any, everybody may."""
+    """The keys that clients may use, as a file has them at this moment. Without one, everybody may.
 
-    digests: tuple[bytes, ...] = ()
+    Raises OSError, and ValueError when there is no key in it: nobody means to lock out all.
+    """
 
-    @classmethod
-    def read(cls, path: Path) -> "ApiKeys":
-        """From a file with one key a line; empty lines and those that begin with # do not count.
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._digests: tuple[bytes, ...] = ()
+        self._version: object = None
+        if path:
+            self._version = _version(path)
+            self._digests = _digests(path)
 
-        Raises OSError, and ValueError when there is no key in it: nobody means to lock out all.
-        """
-        lines = (line.strip() for line in path.read_bytes().splitlines())
-        keys = [line for line in lines if line and not line.startswith(b"#")]
-        if not keys:
-            raise ValueError(f"{path} holds no key")
-        return cls(tuple(hashlib.sha256(key).digest() for key in keys))
+    @property
+    def wanted(self) -> bool:
+        return self._path is not None
 
     def owner(self, key: bytes | None) -> str:
         """Whose tapes the bearer of `key` makes and may read; "" where there are no keys.
 
         Compared in constant time, over bytes. Raises APIError 401.
         """
-        if not self.digests:
+        if self._path is None:
             return ""
+        self._reread(self._path)
         digest = hashlib.sha256(key or b"").digest()
-        if not sum(hmac.compare_digest(digest, known) for known in self.digests):
+        if not sum(hmac.compare_digest(digest, known) for known in self._digests):
             raise APIError(
                 401,
                 "send a key of this server as 'Authorization: Bearer <key>'",
@@ -45,6 +48,37 @@ class ApiKeys:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         return digest.hex()[:16]
+
+    def _reread(self, path: Path) -> None:
+        """Take over what has changed; a file that is no good now is told of once, and ignored."""
+        version = _version(path)
+        if version == self._version:
+            return
+        self._version = version
+        try:
+            self._digests = _digests(path)
+        except (OSError, ValueError) as error:
+            logger.error("%s; mend the file, until then the keys stay as they were", error)
+        else:
+            logger.info("%s has changed: %d keys", path, len(self._digests))
+
+
+def _version(path: Path) -> object:
+    """Something that is another when the file is: 2 us."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _digests(path: Path) -> tuple[bytes, ...]:
+    """SHA-256 of one key a line; empty lines and those that begin with # do not count."""
+    lines = (line.strip() for line in path.read_bytes().splitlines())
+    keys = [line for line in lines if line and not line.startswith(b"#")]
+    if not keys:
+        raise ValueError(f"{path} holds no key")
+    return tuple(hashlib.sha256(key).digest() for key in keys)
 
 
 async def refuse_cross_site(sec_fetch_site: Annotated[str | None, Header()] = None) -> None:

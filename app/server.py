@@ -10,6 +10,8 @@ import uvicorn
 from sse_starlette.sse import AppStatus
 
 from app.engine_link import EngineFailedError
+from app.http_limits import http_with
+from app.logs import log_config
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
@@ -112,6 +114,10 @@ def run(settings: Settings) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=http_with(settings),
+        ws="none",
+        headers=[("X-Content-Type-Options", "nosniff")],
+        log_config=log_config(settings.log_level),
         log_level=settings.log_level,
         timeout_graceful_shutdown=_FLUSH_SECONDS,
     )

@@ -8,6 +8,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.admission import Admission
 from app.engine_link import EngineLink
+from app.limits import Limits
 from app.security import ApiKeys
 from app.settings import Settings
 from app.tapes.registry import Registry
@@ -21,6 +22,8 @@ class Services:
     registry: Registry
     admission: Admission
     api_keys: ApiKeys
+    limits: Limits
+    started: int  # seconds since 1970
 
 
 def services_of(request: Request) -> Services:
@@ -38,14 +41,23 @@ ServicesDep = Annotated[Services, Depends(_services)]
 _bearer = HTTPBearer(auto_error=False, description="A key of --api-key-file, where there is one.")
 
 
-async def _owner(
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: `owner` is whose tapes they may read, and make; "" where there are no keys."""
+
+    owner: str
+    address: str
+
+
+async def _caller(
+    request: Request,
     services: ServicesDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-) -> str:
+) -> Caller:
     # Starlette reads headers as latin-1, which gives their bytes back.
     key = credentials.credentials.encode("latin-1") if credentials else None
-    return services.api_keys.owner(key)
+    return Caller(services.api_keys.owner(key), request.client.host if request.client else "")
 
 
-# Whose tapes a request may read, and makes. Raises APIError 401 without a key where one is needed.
-OwnerDep = Annotated[str, Depends(_owner)]
+# Raises APIError 401 without a key where one is needed.
+CallerDep = Annotated[Caller, Depends(_caller)]

@@ -28,7 +28,19 @@ def parse_bytes(value: object) -> object:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def parse_names(value: object) -> object:
+    """'a, b' -> 'a,b'. Raises ValueError when there is none, or one that is empty."""
+    if not isinstance(value, str):
+        return value
+    names = [name.strip() for name in value.split(",")]
+    if not all(names):
+        raise ValueError(f"'{value}' is no list; write names with commas between")
+    return ",".join(names)
+
+
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(json_schema_extra={"format": "bytes"})]
+
+Names = Annotated[str, BeforeValidator(parse_names)]
 
 
 class EngineSettings(BaseSettings):
@@ -91,6 +103,31 @@ class Settings(EngineSettings):
     api_key_file: Path | None = Field(
         None, description="File with the keys that clients may use, one a line; none needs no key."
     )
+    rate_limit: str | None = Field(
+        None,
+        description="What one key may start, such as 60/minute; without keys, one address.",
+    )
+    max_concurrent: int | None = Field(
+        None, ge=1, description="Generations that one key may have at once; more get 429."
+    )
+    allowed_hosts: Names | None = Field(
+        None, description="Host names to answer to besides localhost, with commas; * is any."
+    )
+    cors_origins: Names | None = Field(
+        None, description="Origins whose pages may ask, with commas; * is any, by default none."
+    )
+    max_request_line: Bytes = Field(  # type: ignore[assignment]
+        "16KiB", ge=1, description="Size of path and query; longer ones are refused with 414."
+    )
+    max_header_size: Bytes = Field(  # type: ignore[assignment]
+        "64KiB", ge=1, description="Size of a request's headers; more are refused with 431."
+    )
+    header_timeout: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="Seconds in which a request's headers must be there.",
+    )
     max_body_size: Bytes = Field(  # type: ignore[assignment]
         "2MiB", ge=1, description="Size of a request's body; a larger one is refused with 413."
     )
@@ -131,3 +168,16 @@ class Settings(EngineSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged."
     )
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _a_rate(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        import limits  # takes 0.1 s, which only those wait for who limit
+
+        try:
+            limits.parse_many(value)
+        except ValueError:
+            raise ValueError("must be a number per time, such as 60/minute or 5/second") from None
+        return value

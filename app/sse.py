@@ -18,7 +18,7 @@ from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from app.tapes.position import Position
@@ -29,7 +29,13 @@ logger = logging.getLogger("tickertape.sse")
 
 
 class Dialect(Protocol):
-    """One wire format: pure functions from what a tape holds to frames."""
+    """One wire format: from what a tape holds to frames. No sockets, no clocks.
+
+    One whose frames depend on earlier entries is made anew for each reader.
+    """
+
+    def resume(self, entries: Sequence[Entry]) -> None:
+        """What this reader has already: the frames go on after it."""
 
     def opening(self, position: Position) -> bytes: ...
 
@@ -39,8 +45,8 @@ class Dialect(Protocol):
 
     def status(self, progress: Progress) -> bytes: ...
 
-    def heartbeat(self, tape: Tape) -> str:
-        """The text of a comment that goes out on a silent stream."""
+    def heartbeat(self, tape: Tape) -> bytes:
+        """A comment that goes out on a silent stream."""
 
 
 class SendWatch:
@@ -108,7 +114,7 @@ class TapeResponse(EventSourceResponse):
             headers={"X-Tape": tape.id, "Content-Location": f"/v1/tapes/{tape.id}"},
             sep="\n",
             ping=ping_interval,
-            ping_message_factory=lambda: ServerSentEvent(comment=dialect.heartbeat(tape), sep="\n"),
+            ping_message_factory=lambda: dialect.heartbeat(tape),  # type: ignore[arg-type,return-value]
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,6 +133,7 @@ class TapeResponse(EventSourceResponse):
 
 
 async def _stream(tape: Tape, after: int, dialect: Dialect) -> AsyncIterator[bytes]:
+    dialect.resume(tape.entries[: max(after - tape.num_dropped, 0)])
     yield dialect.opening(Position(tape.id, after))
     async for item in tape.read(after):
         if isinstance(item, list):

@@ -176,7 +176,7 @@ class Stream:
     def send(self, tokens: int) -> None:
         body = {"prompt": PROMPT, "max_length": tokens, "stream": True, "ignore_eos": True}
         data = json.dumps(body).encode()
-        head = "POST /generate HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         self.sent_at = time.monotonic()
         self.socket.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
 

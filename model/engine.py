@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from model.block_pool import BlockPool
 from model.detokenizer import Detokenizer
+from model.grammar import GrammarError
+from model.guide import Guide, Guides
 from model.messages import (
     Finished,
     FinishReason,
@@ -26,6 +29,7 @@ from model.scheduler import Chunk, Plan, Scheduler
 from model.tokenizer import Tokenizer
 
 _PROGRESS_INTERVAL = 0.1  # seconds; people read these, programs do not
+_GUIDE_INTERVAL = 0.01  # seconds without a look at new commands while nothing but guides is made
 
 
 class Engine:
@@ -38,12 +42,15 @@ class Engine:
         runner: Runner,
         tokenizer: Tokenizer,
         eos_token_ids: tuple[int, ...],
+        guides: Guides | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._pool = pool
         self._runner = runner
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
+        self._guides = guides
+        self._unguided: dict[str, tuple[Request, Future[Guide]]] = {}
         self._pace = Pace()
         self._refused: list[Finished] = []
         self._progress_due = 0.0
@@ -68,7 +75,12 @@ class Engine:
         )
         for token_id in command.output_ids:
             _append(request, token_id)
-        self._scheduler.add(request)
+        if params.grammar is None:
+            self._scheduler.add(request)
+        else:
+            assert self._guides, "an engine for grammars is made with guides"
+            guide = self._guides.begin(params.grammar, command.output_ids)
+            self._unguided[command.id] = request, guide
 
     def switch(self, runner: Runner) -> None:
         """Go on with another runner, whose KV cache is empty: all is computed again."""
@@ -77,33 +89,62 @@ class Engine:
         self._pace = Pace()
 
     def cancel(self, request_id: str) -> None:
+        self._unguided.pop(request_id, None)
         self._scheduler.remove(request_id)
 
     def pause(self, request_id: str) -> None:
+        """One that still waits for its guide gets it first."""
+        self._join(request_id)
         self._scheduler.pause(request_id)
 
     def resume(self, request_id: str) -> None:
         self._scheduler.resume(request_id)
 
+    def _join(self, request_id: str) -> None:
+        """Let a sequence whose guide was begun take part; the guide's end is waited for."""
+        if request_id not in self._unguided:
+            return
+        request, guide = self._unguided.pop(request_id)
+        try:
+            request.guide = guide.result()
+        except GrammarError as error:
+            self._refused.append(Finished(request_id, "error", f"grammar: {error}"))
+        else:
+            self._scheduler.add(request)
+
+    def _join_guided(self) -> None:
+        """Let all take part whose guides are made."""
+        for request_id, (_, guide) in list(self._unguided.items()):
+            if guide.done():
+                self._join(request_id)
+
+    def _wait_for_a_guide(self) -> None:
+        guides = [guide for _, guide in self._unguided.values()]
+        wait(guides, _GUIDE_INTERVAL, return_when=FIRST_COMPLETED)
+
     @property
     def has_work(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.waiting or self._refused)
+        scheduler = self._scheduler
+        return bool(scheduler.running or scheduler.waiting or self._unguided or self._refused)
 
     @property
     def gauges(self) -> Gauges:
         return Gauges(
             running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
+            waiting=len(self._scheduler.waiting) + len(self._unguided),
             paused=len(self._scheduler.paused),
             kv_blocks_used=self._pool.num_used,
         )
 
     def step(self) -> Step:
         """One token for every sequence that is ready for one."""
+        self._join_guided()
         refused, self._refused = self._refused, []
         plan = self._scheduler.schedule(self._pace)
         progress = self._progress(plan)
         if not plan.chunks:
+            if self._unguided:
+                self._wait_for_a_guide()
             return Step(self.gauges, finished=refused, progress=progress)
         began = time.monotonic()
         started = [_start(chunk, began) for chunk in plan.chunks if not chunk.request.started]
@@ -140,8 +181,7 @@ class Engine:
         tokens, finished = [], []
         for request, choice in zip(requests, choices, strict=True):
             if choice is None:
-                finished.append(Finished(request.id, "error", "the model gave no usable numbers"))
-                self._scheduler.fail(request.id)
+                finished.append(self._fail(request))
                 continue
             token, end = self._advance(request, choice)
             tokens.append(token)
@@ -152,17 +192,30 @@ class Engine:
                 self._scheduler.pause(request.id)
         return tokens, finished
 
+    def _fail(self, request: Request) -> Finished:
+        """Forget a sequence that got no token. What is wrong with a grammar spoils no blocks."""
+        if problem := _grammar_problem(request):
+            self._scheduler.remove(request.id)
+            return Finished(request.id, "error", problem)
+        self._scheduler.fail(request.id)
+        return Finished(request.id, "error", "the model gave no usable numbers")
+
     def _advance(self, request: Request, choice: Choice) -> tuple[Token, Finished | None]:
         """Append the chosen token; say what may be shown, and whether it was the last."""
         text = _append(request, choice.token_id)
-        reason = self._finish_reason(request, choice.token_id)
+        if request.guide:
+            request.guide.advance(choice.token_id)
+        problem = _grammar_problem(request)
+        reason = "error" if problem else self._finish_reason(request, choice.token_id)
         if reason:
             text += request.detokenizer.finish()
         token = Token(request.id, choice.token_id, text, self._logprob(choice))
-        return token, Finished(request.id, reason) if reason else None
+        return token, Finished(request.id, reason, problem) if reason else None
 
     def _finish_reason(self, request: Request, token_id: int) -> FinishReason | None:
         params = request.params
+        if request.guide and request.guide.over:
+            return "stop"
         if request.num_output < params.min_tokens:
             return None
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
@@ -193,6 +246,12 @@ def _append(request: Request, token_id: int) -> str:
     request.token_ids.append(token_id)
     enough = request.num_output >= request.params.min_tokens
     return request.detokenizer.push(token_id, check_stop=enough)
+
+
+def _grammar_problem(request: Request) -> str | None:
+    """Why this sequence can no longer follow its grammar, if so."""
+    problem = request.guide and request.guide.error
+    return f"grammar: {problem}" if problem else None
 
 
 def _prefilling(chunk: Chunk) -> Prefilling:

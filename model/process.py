@@ -24,6 +24,7 @@ from model.block_pool import BlockPool
 from model.config import ModelConfig
 from model.engine import Engine
 from model.errors import ModelLoadError
+from model.guide import Guides
 from model.kv_cache import BLOCK_SIZE
 from model.loading.checkpoint import Checkpoint, open_checkpoint
 from model.messages import (
@@ -110,6 +111,8 @@ def load(options: Configure) -> tuple[Engine, Ready, Model]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = open_checkpoint(Path(options.model_path))
     config = checkpoint.config
+    tokenizer = checkpoint.tokenizer()
+    guides = Guides(tokenizer, config)  # ready before anybody waits for tokens
     choice = choose(options.dtype, config, device)
     num_blocks = _num_blocks(options, config, choice.backend, device)
     sizes = Sizes(
@@ -129,8 +132,9 @@ def load(options: Configure) -> tuple[Engine, Ready, Model]:
         ),
         pool,
         runner,
-        checkpoint.tokenizer(),
+        tokenizer,
         config.eos_token_ids,
+        guides,
     )
     ready = Ready(
         dtype=choice.backend.dtype,

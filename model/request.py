@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from model.detokenizer import Detokenizer
+from model.guide import Guide
 from model.sampling import SamplingParams
 from model.tally import Tally
 
@@ -36,6 +37,7 @@ class Request:
     admitted: bool = False
     started: bool = False
     tally: Tally | None = None  # of the sampler, where penalties need one
+    guide: Guide | None = None  # where a grammar is to be followed
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.token_ids)

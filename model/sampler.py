@@ -1,8 +1,12 @@
 """Logits of one step -> one token per sequence.
 
 The order in which a request's wishes act: logit_bias, repetition / presence / frequency penalties,
-min_tokens; there greedy stops; temperature, top_k, top_p, min_p, and one draw from what is left
-(model/draw.py).
+min_tokens, grammar; there greedy stops; temperature, top_k, top_p, min_p, and one draw from what is
+left (model/draw.py).
+
+A token that the grammar does not allow is never chosen, whatever speaks for it, and one of those
+that it allows always is, whatever speaks against them: min_tokens forbids an end only where the
+grammar can go on.
 
 The draw depends on the logits, the seed and the position alone (model/noise.py).
 """
@@ -16,6 +20,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from model.draw import best, draw
+from model.guide import barriers
 from model.logits import Logits
 from model.noise import key
 from model.request import Request
@@ -47,8 +52,11 @@ def sample(
         for i, request in enumerate(requests)
         if tokens[i] is not None and not request.params.plain
     ]
-    if wishing:
-        for i, token in _next_tokens(logits, wishing, requests, eos_token_ids):
+    forced = _forced(wishing, requests)
+    for i, forced_token in forced.items():
+        tokens[i] = forced_token
+    if free := [i for i in wishing if i not in forced]:
+        for i, token in _next_tokens(logits, free, requests, eos_token_ids):
             tokens[i] = token
     choices = [None if token is None else Choice(token) for token in tokens]
     logged = [i for i in wishing if choices[i] and requests[i].params.logprobs is not None]
@@ -56,6 +64,17 @@ def sample(
         for i, choice in _logged(logits.rows[logged], logged, choices, requests):
             choices[i] = choice
     return choices
+
+
+def _forced(which: list[int], requests: Sequence[Request]) -> dict[int, int]:
+    """The tokens of those requests whose grammar allows but one."""
+    forced = {}
+    for i in which:
+        if guide := requests[i].guide:
+            guide.look_ahead()
+            if guide.forced:
+                forced[i] = guide.forced[0]
+    return forced
 
 
 def _next_tokens(
@@ -88,7 +107,8 @@ def _choose(logits: Logits, which: Sequence[int], requests: Sequence[Request]) -
 
 def _changes(request: Request) -> bool:
     params = request.params
-    return bool(params.logit_bias) or params.penalizes or request.num_output < params.min_tokens
+    early = request.num_output < params.min_tokens
+    return bool(params.logit_bias) or params.penalizes or early or request.guide is not None
 
 
 def adjust(rows: Tensor, requests: Sequence[Request], eos_token_ids: tuple[int, ...]) -> Tensor:
@@ -96,8 +116,11 @@ def adjust(rows: Tensor, requests: Sequence[Request], eos_token_ids: tuple[int, 
 
     Repetition divides positive logits and multiplies negative ones of every token that the prompt
     or the output holds (Keskar et al. 2019, section 4.1). Presence subtracts once, frequency once
-    per occurrence, both over the output only (OpenAI's definition).
+    per occurrence, both over the output only (OpenAI's definition). Nothing is left of a row whose
+    grammar has failed.
     """
+    guides = [request.guide for request in requests if request.guide]
+    barrier = iter(barriers(guides) if guides else ())
     for row, request in zip(rows, requests, strict=True):
         params = request.params
         if params.logit_bias:
@@ -106,10 +129,30 @@ def adjust(rows: Tensor, requests: Sequence[Request], eos_token_ids: tuple[int, 
             )
         if params.penalizes:
             _penalize(row, request)
-        if request.num_output < params.min_tokens:
-            ends = () if params.ignore_eos else eos_token_ids
-            row[_ids([*params.stop_token_ids, *ends], row)] = -torch.inf
+        early = _early_ends(request, eos_token_ids)
+        if request.guide:
+            _keep_to(row, torch.from_numpy(next(barrier)), early)
+        elif early:
+            row[_ids(early, row)] = -torch.inf
     return rows
+
+
+def _early_ends(request: Request, eos_token_ids: tuple[int, ...]) -> list[int]:
+    """The tokens that must not come before min_tokens."""
+    params = request.params
+    if request.num_output >= params.min_tokens:
+        return []
+    return [*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)]
+
+
+def _keep_to(row: Tensor, barrier: Tensor, early: list[int]) -> None:
+    """Forbid what the grammar does not allow, and early ends where it allows anything else."""
+    barrier = barrier[: len(row)]
+    if early:
+        higher = barrier.clone()
+        higher[early] = -torch.inf
+        barrier = higher if higher.max() == 0 else barrier
+    row += barrier.to(row.device)
 
 
 def _penalize(row: Tensor, request: Request) -> None:

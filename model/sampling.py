@@ -14,7 +14,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     `temperature == 0` is greedy: the argmax, whatever the other fields say. `top_k == 0`,
     `top_p == 1` and `min_p == 0` switch those cuts off. `logprobs` is None (none wanted) or
-    how many of the likeliest alternatives go with each chosen token.
+    how many of the likeliest alternatives go with each chosen token. `grammar` is one that
+    model/grammar.py has made and checked: the answer follows it, and ends where it is over.
     The order in which they act is written in `model/sampler.py`.
     """
 
@@ -33,6 +34,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     min_tokens: int = 0
     logprobs: int | None = None
+    grammar: str | None = None
 
     @property
     def greedy(self) -> bool:
@@ -44,6 +46,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return (
             self.temperature == 0.0
             and self.logprobs is None
+            and self.grammar is None
             and not self.min_tokens
             and not self.logit_bias
             and not self.penalizes

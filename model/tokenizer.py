@@ -137,6 +137,11 @@ class Tokenizer:
         """The exact bytes that a token adds to a text: none for control tokens and unknown ids."""
         return self._bytes(id, skip_special=True)
 
+    def piece(self, id: int) -> str:
+        """One token alone, as text; a partial code point shows as U+FFFD."""
+        text = self.token_bytes(id).decode(errors="replace")
+        return text or self.decode([id], skip_special=False)
+
     def token_to_id(self, token: str) -> int | None:
         """The id of a token in the vocabulary's own spelling."""
         id: int | None = self._plain.token_to_id(token)

@@ -7,7 +7,7 @@ from typing import Any
 
 def post_generate(body: dict[str, Any]) -> bytes:
     content = json.dumps(body).encode()
-    head = "POST /generate HTTP/1.1\r\nHost: tape\r\nContent-Type: application/json\r\n"
+    head = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 

@@ -6,11 +6,16 @@ from typing import Any
 import msgspec
 import orjson
 
+from app.dialects.runs import runs
 from app.tapes.position import Position
 from app.tapes.tape import End, Entry, Gap, Progress, Tape
 from model.messages import Logprob, Prefilling, Queued
 
 RETRY_MS = 1000
+
+
+def resume(entries: Sequence[Entry]) -> None:
+    """Frames say all themselves: what came before makes no difference."""
 
 
 def opening(position: Position) -> bytes:
@@ -20,14 +25,17 @@ def opening(position: Position) -> bytes:
 
 def status(progress: Progress) -> bytes:
     """What goes on before the next entry. It has no id, so it never moves the cursor."""
+    return b"event: status\ndata: %b\n\n" % orjson.dumps(status_data(progress))
+
+
+def status_data(progress: Progress) -> dict[str, Any]:
     match progress:
         case Queued(position=position):
-            data: dict[str, Any] = {"state": "queued", "position": position}
+            return {"state": "queued", "position": position}
         case Prefilling(done=done, total=total):
-            data = {"state": "prefill", "done": done, "total": total}
+            return {"state": "prefill", "done": done, "total": total}
         case _:
-            data = {"state": "recovering"}
-    return b"event: status\ndata: %b\n\n" % orjson.dumps(data)
+            return {"state": "recovering"}
 
 
 def gap(gap: Gap) -> bytes:
@@ -35,8 +43,12 @@ def gap(gap: Gap) -> bytes:
     return b"event: gap\ndata: %b\n\n" % orjson.dumps({"from": gap.first, "to": gap.last})
 
 
-def heartbeat(tape: Tape) -> str:
-    """The text of a comment: tells a stalled generation from a silent connection."""
+def heartbeat(tape: Tape) -> bytes:
+    """A comment: tells a stalled generation from a silent connection."""
+    return f": {state_of(tape)}\n\n".encode()
+
+
+def state_of(tape: Tape) -> str:
     age = tape.last_token_age
     said = "" if age is None else f" last_token_age_s={age:.3f}"
     return f"ping state={tape.status}{said}"
@@ -45,29 +57,28 @@ def heartbeat(tape: Tape) -> str:
 def frames(tape_id: str, last: int, batch: Sequence[Entry | End]) -> bytes:
     """The frames for a batch whose last entry has the number `last`.
 
-    All tokens share one frame: a reader that keeps up gets one token a frame, one that fell
-    behind gets what it missed at once. The id is that of the last entry that the frame carries.
+    All tokens of a choice share one frame: a reader that keeps up gets one token a frame, one that
+    fell behind gets what it missed at once. The id is that of the last entry that a frame carries.
     """
     first = batch[0]
     if len(batch) == 1 and isinstance(first, Entry) and not first.logprob:
         return _token_frame(tape_id, last, first)
-    tokens = [entry for entry in batch if isinstance(entry, Entry)]
-    ends = [entry for entry in batch if isinstance(entry, End)]
-    out = b""
-    if tokens:
-        out += _frame("token", f"{tape_id}:{last - len(ends)}", token_data(tokens))
-    for end in ends:
-        out += _frame("done", f"{tape_id}:{last}", done_data(end))
-    return out
+    return b"".join(
+        _frame("done", f"{tape_id}:{number}", done_data(run))
+        if isinstance(run, End)
+        else _frame("token", f"{tape_id}:{number}", token_data(run))
+        for number, run in runs(last, batch)
+    )
 
 
 def _token_frame(tape_id: str, number: int, entry: Entry) -> bytes:
     """The same bytes as `_frame` of `token_data`, in a sixth of the time: most frames are this."""
-    return b'id: %b:%d\nevent: token\ndata: {"text":%b,"token_ids":[%d],"index":0}\n\n' % (
+    return b'id: %b:%d\nevent: token\ndata: {"text":%b,"token_ids":[%d],"index":%d}\n\n' % (
         tape_id.encode(),
         number,
         orjson.dumps(entry.text),
         entry.token_id,
+        entry.index,
     )
 
 
@@ -75,7 +86,7 @@ def token_data(entries: Sequence[Entry]) -> dict[str, Any]:
     data: dict[str, Any] = {
         "text": "".join(entry.text for entry in entries),
         "token_ids": [entry.token_id for entry in entries],
-        "index": 0,
+        "index": entries[0].index,
     }
     logprobs = logprobs_data(entries)
     return data | ({"logprobs": logprobs} if logprobs else {})

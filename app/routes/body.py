@@ -3,22 +3,19 @@
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import orjson
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from app.errors import APIError
+from app import strict_json
+from app.errors import APIError, body_too_large
 from app.services import services_of
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
 class _StrictRequest(Request):
-    """A body of bounded size, and JSON without Python's additions.
-
-    orjson refuses what Python's json lets in: NaN, Infinity, lone surrogates, bad UTF-8.
-    """
+    """A body of bounded size, and strict JSON."""
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
@@ -27,32 +24,28 @@ class _StrictRequest(Request):
             async for chunk in self.stream():
                 read += chunk
                 if len(read) > limit:
-                    raise APIError(
-                        413,
-                        f"the body has more than {limit} bytes; --max-body-size sets the limit",
-                        code="body_too_large",
-                    )
+                    raise body_too_large(limit)
             self._body = bytes(read)
         return self._body
 
     async def json(self) -> Any:
         try:
-            return orjson.loads(await self.body())
-        except orjson.JSONDecodeError as error:
+            return strict_json.loads(await self.body())
+        except ValueError as error:
             raise APIError(
                 400, f"the body is not valid JSON: {error}", code="malformed_json"
             ) from None
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read as strict JSON, and refused with 415 if labelled otherwise."""
+    """A route whose body, if it takes one, is strict JSON; one labelled otherwise gets 415."""
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
             kind = request.headers.get("content-type", "(none)").partition(";")[0]
-            if request.method == "POST" and kind.strip().lower() != "application/json":
+            if self.body_field and kind.strip().lower() != "application/json":
                 raise APIError(
                     415,
                     f"Content-Type is {kind:.80}; send JSON, labelled application/json",

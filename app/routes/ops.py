@@ -5,13 +5,14 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from app.schemas.native import ErrorBody
+from app.routes.answers import refusals
+from app.schemas.operation import Health, Ready, Version
 from app.services import ServicesDep
 
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/health")
+@router.get("/health", response_model=Health, operation_id="health")
 async def health(services: ServicesDep) -> dict[str, Any]:
     """Always 200 while this process lives; how the engine is, and how busy."""
     link = services.link
@@ -28,14 +29,14 @@ async def health(services: ServicesDep) -> dict[str, Any]:
     }
 
 
-@router.get("/ready", responses={503: {"model": ErrorBody}})
+@router.get("/ready", response_model=Ready, operation_id="ready", responses=refusals(503))
 async def ready(services: ServicesDep) -> dict[str, str]:
     """200 when new work is taken, 503 with Retry-After when not."""
     services.admission.check_ready()
     return {"status": "ready"}
 
 
-@router.get("/version")
+@router.get("/version", response_model=Version, operation_id="version")
 async def versions(services: ServicesDep) -> dict[str, Any]:
     """This server's version, its model and how it runs it."""
     info = services.link.info

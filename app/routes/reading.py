@@ -3,18 +3,32 @@
 from typing import Annotated
 
 from fastapi import Header
+from pydantic import AfterValidator
 from starlette.responses import Response
 
 from app.dialects import native
 from app.errors import APIError
-from app.services import Services
-from app.sse import TapeResponse
-from app.tapes.position import parse_position
+from app.services import Caller, Services
+from app.sse import Dialect, TapeResponse
+from app.tapes.position import POSITION, parse_position
 from app.tapes.tape import Tape
+
+
+def _checked(event_id: str | None) -> str | None:
+    """Refused here, it is refused on every route, also where there is nothing to go on with."""
+    if event_id:
+        parse_position(event_id)
+    return event_id
+
 
 LastEventID = Annotated[
     str | None,
-    Header(alias="Last-Event-ID", description="The id of the last frame received: go on after it."),
+    AfterValidator(_checked),
+    Header(
+        alias="Last-Event-ID",
+        description="The id of the last frame received: go on after it. An empty one is none.",
+        json_schema_extra={"pattern": f"^({POSITION})?$"},
+    ),
 ]
 
 IdempotencyKey = Annotated[
@@ -28,10 +42,10 @@ IdempotencyKey = Annotated[
 ]
 
 
-def find(services: Services, owner: str, tape_id: str) -> Tape:
+def find(services: Services, caller: Caller, tape_id: str) -> Tape:
     """Raises APIError 404 when there is no such tape, no longer, or it is somebody else's."""
     tape = services.registry.get(tape_id)
-    if tape is None or tape.owner != owner:
+    if tape is None or tape.owner != caller.owner:
         raise APIError(
             404,
             "no such tape; finished tapes are kept for "
@@ -41,14 +55,22 @@ def find(services: Services, owner: str, tape_id: str) -> Tape:
     return tape
 
 
-def resume(services: Services, owner: str, event_id: str) -> Response:
+def resume(services: Services, caller: Caller, event_id: str) -> Response:
     """Go on after the entry that a Last-Event-ID names; never starts a generation."""
+    tape, after = reached(services, caller, event_id)
+    return stream(services, tape, after)
+
+
+def reached(services: Services, caller: Caller, event_id: str) -> tuple[Tape, int]:
+    """The tape that a Last-Event-ID names, and the entry. Raises APIError."""
     position = parse_position(event_id)
-    return stream(services, find(services, owner, position.tape_id), position.entry)
+    return find(services, caller, position.tape_id), position.entry
 
 
-def stream(services: Services, tape: Tape, after: int = 0) -> Response:
-    """The tape as native SSE after entry `after`; 204 when the terminal entry was read already.
+def stream(
+    services: Services, tape: Tape, after: int = 0, *, dialect: Dialect = native
+) -> Response:
+    """The tape as SSE after entry `after`; 204 when the terminal entry was read already.
 
     204 makes a browser's EventSource stop. Raises APIError 400 when `after` is in the future.
     """
@@ -64,7 +86,7 @@ def stream(services: Services, tape: Tape, after: int = 0) -> Response:
         services.registry,
         tape,
         after,
-        dialect=native,
+        dialect=dialect,
         ping_interval=services.settings.ping_interval,
         send_timeout=services.settings.send_timeout,
     )

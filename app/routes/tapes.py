@@ -6,31 +6,42 @@ from fastapi import APIRouter, Header, Query
 from starlette.responses import JSONResponse, Response
 
 from app.errors import APIError
+from app.routes.answers import RESUMED, refusals, success
 from app.routes.body import StrictRoute
-from app.routes.generate import REFUSALS, STREAM, Responses, start
 from app.routes.reading import IdempotencyKey, LastEventID, find, resume, stream
-from app.schemas.native import ErrorBody, TapeBody, TapeCreated, TapeSnapshot
-from app.services import OwnerDep, ServicesDep
+from app.routes.starting import start
+from app.schemas import frames
+from app.schemas.native import TapeBody, TapeCreated, TapeSnapshot
+from app.services import CallerDep, ServicesDep
 from app.tapes.position import parse_position
 from app.tapes.tape import Tape
 
 router = APIRouter(prefix="/v1/tapes", route_class=StrictRoute, tags=["tapes"])
 
-UNKNOWN: Responses = {404: {"model": ErrorBody}}
 
-
-@router.post("", status_code=201, response_model=TapeCreated, responses={**REFUSALS})
+@router.post(
+    "",
+    status_code=201,
+    response_model=TapeCreated,
+    operation_id="create_tape",
+    responses={
+        200: {"description": "Resumed: the stream.", "content": frames.NATIVE},
+        **success(201, "read_tape", "cancel_tape"),
+        **RESUMED,
+        **refusals(404, 409, 422, 429, 503),
+    },
+)
 async def create(
     body: TapeBody,
     services: ServicesDep,
-    owner: OwnerDep,
+    caller: CallerDep,
     last_event_id: LastEventID = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Start a generation without reading it: its tape is at the Location that comes back."""
     if last_event_id:
-        return resume(services, owner, last_event_id)
-    tape = await start(services, owner, body, idempotency_key)
+        return resume(services, caller, last_event_id)
+    tape = await start(services, caller, body.ask(), idempotency_key)
     return JSONResponse(
         {"tape": tape.id}, 201, headers={"Location": f"/v1/tapes/{tape.id}", "X-Tape": tape.id}
     )
@@ -39,32 +50,32 @@ async def create(
 @router.get(
     "/{tape_id}",
     response_model=TapeSnapshot,
+    operation_id="read_tape",
     responses={
-        200: STREAM,
+        **success(200, stream=frames.NATIVE),
         204: {"description": "Its end was read already."},
-        400: {"model": ErrorBody},
-        **UNKNOWN,
+        **refusals(404, 422),
     },
 )
 async def read(
     tape_id: str,
     services: ServicesDep,
-    owner: OwnerDep,
+    caller: CallerDep,
     after: Annotated[int, Query(ge=0, description="Go on after this entry.")] = 0,
     last_event_id: LastEventID = None,
-    accept: Annotated[str, Header()] = "*/*",
+    accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
 ) -> Response | TapeSnapshot:
     """The tape as SSE, from its start or after an entry; as JSON, a snapshot of it as it is now."""
-    tape = find(services, owner, tape_id)
+    tape = find(services, caller, tape_id)
     if "application/json" in accept:
         return _snapshot(tape)
     return stream(services, tape, _entry(last_event_id, tape_id, after))
 
 
-@router.delete("/{tape_id}", status_code=204, responses={**UNKNOWN})
-async def cancel(tape_id: str, services: ServicesDep, owner: OwnerDep) -> Response:
+@router.delete("/{tape_id}", status_code=204, operation_id="cancel_tape", responses=refusals(404))
+async def cancel(tape_id: str, services: ServicesDep, caller: CallerDep) -> Response:
     """End the generation; every reader gets the terminal frame."""
-    services.registry.cancel(find(services, owner, tape_id).id)
+    services.registry.cancel(find(services, caller, tape_id).id)
     return Response(status_code=204)
 
 

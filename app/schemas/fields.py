@@ -1,21 +1,35 @@
-"""What wire types are made of: bounded numbers whose refusal says the whole range."""
+"""What wire types are made of: bounded numbers whose refusal says the whole range, and the like."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+# A keyword in our JSON Schemas: what of the running model bounds the value.
+OWN: Final = "x-own"
+Own = Literal["token_id", "token_key", "length", "name", "tools"]
+
+Object = dict[str, Any]
+
+
+def whole(value: Any) -> Any:
+    """1.0 is an integer for JSON Schema, and for languages that have one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
     """`Annotated[int, Range(0, 10)]`: from low to high, both included; the error names both.
 
-    pydantic's own bounds name only the one that was passed, and nothing for a wrong type.
+    pydantic's own bounds name only the one that was passed, and nothing for a wrong type. Where the
+    running model sets a lower bound, `of` says which: app/openapi.py fills it in.
     """
 
     low: float
     high: float
+    of: Own | None = None
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -25,7 +39,7 @@ class Range:
 
         def check(value: Any, inner: core_schema.ValidatorFunctionWrapHandler) -> Any:
             try:
-                number = inner(value)
+                number = inner(whole(value) if source is int else value)
             except ValidationError:
                 number = None
             # A NaN fails both comparisons.
@@ -38,4 +52,84 @@ class Range:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return handler(schema) | {"minimum": self.low, "maximum": self.high}
+        own = {OWN: self.of} if self.of else {}
+        return handler(schema) | {"minimum": self.low, "maximum": self.high} | own
+
+
+@dataclass(frozen=True, slots=True)
+class StringToo:
+    """`Annotated[list[...], StringToo(make)]`: a string stands for what `make` makes of it.
+
+    A union would do, but complains of every alternative. `string` is what JSON Schema says of it.
+    """
+
+    make: Callable[[str], Any]
+    string: Mapping[str, Any] = field(default_factory=dict)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        def convert(value: Any) -> Any:
+            if isinstance(value, str):
+                return self.make(value)
+            if not isinstance(value, list):
+                raise PydanticCustomError("refused", "must be a string or a list")
+            return value
+
+        return core_schema.no_info_before_validator_function(convert, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string", **self.string}, handler(schema)]}
+
+
+@dataclass(frozen=True, slots=True)
+class ByType:
+    """`Annotated[A | B, ByType("a", "b")]`: a union of objects whose `type` is "a" or "b".
+
+    pydantic's own would name the type in the path to what is wrong within. Brackets hide it, see
+    app/errors.py.
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        models: list[Any] = [handler.generate_schema(model) for model in get_args(source)]
+        return core_schema.tagged_union_schema(
+            {f"[{name}]": model for name, model in zip(self.names, models, strict=True)},
+            _type_of,
+            custom_error_type="refused",
+            custom_error_message=f"must be an object whose type is {' or '.join(self.names)}",
+        )
+
+
+def _type_of(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"[{kind}]"
+
+
+def either(*cases: dict[str, Object]) -> Object:
+    """For JSON Schema: one of these must hold of an object's fields.
+
+    null is a field left out, so whatever must not be null in a case must be there.
+    """
+    return {"anyOf": [{"properties": case, "required": _given(case)} for case in cases]}
+
+
+def _given(case: dict[str, Object]) -> list[str]:
+    return [
+        name
+        for name, schema in case.items()
+        if "null" not in schema.get("type", ()) and None not in schema.get("enum", ())
+    ]
+
+
+def refused(param: str, message: str) -> PydanticCustomError:
+    """To raise in a validator of a whole model: names the field that is wrong."""
+    return PydanticCustomError("refused", "{message}", {"param": param, "message": message})

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from app.errors import APIError
 
-_ID = re.compile(r"([A-Za-z0-9_-]{22}):(0|[1-9][0-9]{0,9})", re.ASCII)
+POSITION = "([A-Za-z0-9_-]{22}):(0|[1-9][0-9]{0,9})"
+_ID = re.compile(POSITION)
 
 
 @dataclass(frozen=True, slots=True)

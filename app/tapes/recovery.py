@@ -13,7 +13,7 @@ from functools import partial
 import msgspec
 
 from app.engine_link import EngineError, EngineLink, Event
-from app.tapes.tape import Recovering, Tape
+from app.tapes.tape import Choice, Recovering, Tape
 from model.messages import Finished, Generate, Token
 
 logger = logging.getLogger("tickertape.recovery")
@@ -29,6 +29,7 @@ class _Job:
 
     request: Generate
     tape: Tape
+    choice: Choice
     record: Record
     engaged: bool = False  # the engine has it
     paused: bool = False  # nobody reads it
@@ -52,12 +53,12 @@ class Recovery:
         self._trial: _Job | None = None
         link.watcher = self
 
-    def submit(self, request: Generate, tape: Tape, record: Record) -> None:
-        """Begin a sequence; `record` hears of it up to Finished, whatever happens to engines.
+    def submit(self, request: Generate, tape: Tape, choice: Choice, record: Record) -> None:
+        """Begin the sequence of a choice; `record` hears of it up to Finished, whatever happens.
 
         It must not raise: it would end everybody's tokens.
         """
-        self._jobs[request.id] = job = _Job(request, tape, record)
+        self._jobs[request.id] = job = _Job(request, tape, choice, record)
         self._wait(job)
 
     def cancel(self, request_id: str) -> None:
@@ -131,7 +132,7 @@ class Recovery:
     def _engage(self, job: _Job) -> None:
         job.engaged = True
         request = msgspec.structs.replace(
-            job.request, output_ids=list(job.tape.output_ids), pause_after_one=self._careful
+            job.request, output_ids=list(job.choice.output_ids), pause_after_one=self._careful
         )
         self._link.submit(request, partial(self._hear, job))
 

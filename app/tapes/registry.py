@@ -3,17 +3,20 @@
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from app.engine_link import Event
 from app.errors import APIError
-from app.schemas.native import OnDisconnect
+from app.schemas.sampling import OnDisconnect
 from app.tapes.recovery import Recovery
 from app.tapes.store import TapeStore
-from app.tapes.tape import Claim, Tape
+from app.tapes.tape import Choice, Claim, Tape
 from app.tapes.turnover import Turnover
-from model.messages import FinishReason, Generate, Started
+from model.messages import Finished, FinishReason, Generate, Started
 from model.sampling import SamplingParams
 
 logger = logging.getLogger("tickertape.tapes")
@@ -44,6 +47,19 @@ class _Recording:
     timeout: asyncio.TimerHandle | None = None
     queue_timeout: asyncio.TimerHandle | None = None
 
+    @property
+    def unfinished(self) -> list[str]:
+        """The ids of the sequences that the engine still has to do with."""
+        return [
+            _sequence_id(self.tape, index)
+            for index, choice in enumerate(self.tape.choices)
+            if choice.finish_reason is None
+        ]
+
+    @property
+    def num_unfinished(self) -> int:
+        return sum(choice.finish_reason is None for choice in self.tape.choices)
+
     def stop_timers(self) -> None:
         for timer in (self.departure, self.timeout, self.queue_timeout):
             if timer:
@@ -65,31 +81,50 @@ class Registry:
 
     @property
     def num_active(self) -> int:
-        """Generations that run or wait; paused ones cost no compute."""
-        return sum(not recording.tape.paused for recording in self._recordings.values())
+        """Sequences that run or wait; paused ones cost no compute."""
+        return sum(
+            recording.num_unfinished
+            for recording in self._recordings.values()
+            if not recording.tape.paused
+        )
 
     def create(
         self,
-        prompt_ids: list[int],
+        prompts: Sequence[list[int]],
         params: SamplingParams,
         terms: Terms,
         *,
+        n: int = 1,
         priority: int = 0,
         salt: str = "",
         owner: str = "",
         claim: Claim | None = None,
+        origin: object = None,
     ) -> Tape:
-        """A new tape, and the generation that fills it. The id is 128 random bits."""
+        """A new tape, and the generations that fill it: `n` choices for each prompt, in order.
+
+        The id is 128 random bits.
+        """
+        copies = [(prompt, copy) for prompt in prompts for copy in range(n)]
+        choices = [Choice(0 if copy else len(prompt)) for prompt, copy in copies]
         tape = Tape(
-            secrets.token_urlsafe(16), len(prompt_ids), self.max_tape_size, owner=owner, claim=claim
+            secrets.token_urlsafe(16),
+            choices,
+            self.max_tape_size,
+            owner=owner,
+            claim=claim,
+            origin=origin,
         )
         recording = _Recording(tape, terms)
         self._recordings[tape.id] = recording
         self.store.add(tape)
         self._start_timers(recording)
-        self.turnover.begin(self.num_active)
-        request = Generate(tape.id, prompt_ids, params, priority, salt)
-        self.engine.submit(request, tape, partial(self._record, recording))
+        self.turnover.begin(self.num_active, len(choices))
+        for index, (prompt, copy) in enumerate(copies):
+            own = _with_seed(params, params.seed + copy)
+            request = Generate(_sequence_id(tape, index), prompt, own, priority, salt)
+            record = partial(self._record, recording, index)
+            self.engine.submit(request, tape, choices[index], record)
         return tape
 
     def _start_timers(self, recording: _Recording) -> None:
@@ -103,15 +138,17 @@ class Registry:
                 terms.queue_timeout, self.cancel, tape_id, "timeout", why
             )
 
-    def _record(self, recording: _Recording, event: Event) -> None:
+    def _record(self, recording: _Recording, index: int, event: Event) -> None:
         """Append what the engine reports; whatever happens, the tape gets its terminal entry."""
         tape = recording.tape
         try:
-            tape.record(event)
+            tape.record(event, index)
         except Exception:
             logger.exception("recording tape %s failed", tape.id)
             self.cancel(tape.id, "error", "an error of ours; the server's log says more")
             return
+        if isinstance(event, Finished):
+            self.turnover.end()
         if tape.end:
             self._forget(recording)
         elif isinstance(event, Started) and recording.queue_timeout:
@@ -120,7 +157,6 @@ class Registry:
     def _forget(self, recording: _Recording) -> None:
         recording.stop_timers()
         del self._recordings[recording.tape.id]
-        self.turnover.end()
         self.store.finished(recording.tape)
 
     def claimed(self, claim: Claim) -> Tape | None:
@@ -147,7 +183,9 @@ class Registry:
         """End a running tape: its readers get the terminal entry. One that has ended stays so."""
         if recording := self._recordings.get(tape_id):
             recording.tape.finish(reason, error)
-            self.engine.cancel(tape_id)
+            for sequence_id in recording.unfinished:
+                self.engine.cancel(sequence_id)
+                self.turnover.end()
             self._forget(recording)
 
     def attach(self, tape: Tape) -> None:
@@ -158,7 +196,8 @@ class Registry:
                 recording.departure.cancel()
             if tape.paused:
                 tape.paused = False
-                self.engine.resume(tape.id)
+                for sequence_id in recording.unfinished:
+                    self.engine.resume(sequence_id)
 
     def detach(self, tape: Tape) -> None:
         """One reader less; when it was the last, the tape's `on_disconnect` decides."""
@@ -176,7 +215,8 @@ class Registry:
     def _pause(self, recording: _Recording) -> None:
         tape = recording.tape
         tape.paused = True
-        self.engine.pause(tape.id)
+        for sequence_id in recording.unfinished:
+            self.engine.pause(sequence_id)
         recording.departure = asyncio.get_running_loop().call_later(
             recording.terms.grace, self.cancel, tape.id
         )
@@ -185,3 +225,13 @@ class Registry:
         """End every running tape with finish_reason 'shutdown'."""
         for tape_id in list(self._recordings):
             self.cancel(tape_id, "shutdown")
+
+
+def _sequence_id(tape: Tape, index: int) -> str:
+    return f"{tape.id}:{index}"
+
+
+def _with_seed(params: SamplingParams, seed: int) -> SamplingParams:
+    """Copies of one prompt differ in nothing else. Seeds are 64 bits and wrap around."""
+    wrapped = (seed + 2**63) % 2**64 - 2**63
+    return msgspec.structs.replace(params, seed=wrapped)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,11 +24,12 @@ _EMPTY = 1000  # bytes that a tape without entries takes
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One step of one sequence."""
+    """One step of one sequence; `index` is its place among the tape's choices."""
 
     text: str
     token_id: int
     logprob: Logprob | None = None
+    index: int = 0
 
     @property
     def size(self) -> int:
@@ -56,12 +57,13 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The last entry of every tape."""
+    """The last entry of every tape. `reasons` are those of its choices, `finish_reason` of all."""
 
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
     error: str | None = None
+    reasons: tuple[FinishReason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,29 +93,45 @@ class Claim:
 
 
 @dataclass(slots=True, eq=False)
+class Choice:
+    """One of the sequences that a tape is made of; most tapes have one.
+
+    `prompt_tokens` is 0 where another choice has the same prompt: it is counted once. Token ids are
+    kept all: they are what another engine needs to go on.
+    """
+
+    prompt_tokens: int
+    output_ids: "array[int]" = field(default_factory=lambda: array("i"))
+    cached_tokens: int = 0
+    started: bool = False
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True, eq=False)
 class Tape:
     """Entries 1, 2, 3 ... without gaps; the last one is an End, whatever happened.
 
     Readers wait for what comes next; appending wakes them all and never waits for any.
     `size` is about how many bytes of memory it takes; beyond `cap` the oldest go, and
-    `entries` begins after the first `num_dropped`. Token ids are kept all: they are what another
-    engine needs to go on. `progress` is what there is to say before the next entry.
+    `entries` begins after the first `num_dropped`. `progress` is what there is to say before the
+    next entry. `origin` is what the surface that began it needs to tell of it later.
     """
 
     id: str
-    prompt_tokens: int
+    choices: Sequence[Choice]
     cap: int = _UNBOUNDED
     owner: str = ""  # the API key that it was made with, as app/security.py names it
     claim: Claim | None = None
+    origin: object = None
+    created: float = field(default_factory=time.time)  # seconds since 1970, only to be shown
     began: float = field(default_factory=time.monotonic)
     entries: list[Entry] = field(default_factory=list)
     num_dropped: int = 0
-    output_ids: "array[int]" = field(default_factory=lambda: array("i"))
     progress: Progress | None = None
     end: End | None = None
     ended_at: float | None = None
     queue_ms: float | None = None
-    cached_tokens: int = 0
     paused: bool = False
     size: int = _EMPTY
     _first: float | None = None
@@ -123,7 +141,7 @@ class Tape:
     @property
     def last(self) -> int:
         """The number of the newest entry; 0 when there is none."""
-        return len(self.output_ids) + (self.end is not None)
+        return self.num_dropped + len(self.entries) + (self.end is not None)
 
     @property
     def status(self) -> Status:
@@ -138,11 +156,24 @@ class Tape:
     @property
     def text(self) -> str:
         """Of the entries that are kept."""
-        return "".join(entry.text for entry in self.entries)
+        return self.text_of(0)
+
+    def text_of(self, index: int) -> str:
+        """Of one choice, as far as its entries are kept."""
+        return "".join(entry.text for entry in self.entries if entry.index == index)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many have been generated."""
+        return self.num_dropped + len(self.entries)
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, len(self.output_ids), self.cached_tokens)
+        return Usage(
+            sum(choice.prompt_tokens for choice in self.choices),
+            self.num_tokens,
+            sum(min(choice.cached_tokens, choice.prompt_tokens) for choice in self.choices),
+        )
 
     @property
     def last_token_age(self) -> float | None:
@@ -165,7 +196,7 @@ class Tape:
         """Tokens after the first, over the time that they took."""
         if self._first is None or self._last is None or self._last == self._first:
             return None
-        return (len(self.output_ids) - 1) / (self._last - self._first)
+        return (self.num_tokens - 1) / (self._last - self._first)
 
     def append(self, entry: Entry) -> None:
         """Raises ValueError on a tape that has ended."""
@@ -175,7 +206,7 @@ class Tape:
         if self._first is None:
             self._first = self._last
         self.entries.append(entry)
-        self.output_ids.append(entry.token_id)
+        self.choices[entry.index].output_ids.append(entry.token_id)
         self.progress = None
         self.size += entry.size
         if self.size > self.cap:
@@ -197,24 +228,40 @@ class Tape:
             self.progress = progress
             self._wake()
 
-    def record(self, event: Started | Queued | Prefilling | Token | Finished) -> None:
-        """Write down one event of the engine."""
+    def record(
+        self, event: Started | Queued | Prefilling | Token | Finished, index: int = 0
+    ) -> None:
+        """Write down one event of the engine about one choice."""
         match event:
             case Token():
-                self.append(Entry(event.text, event.token_id, event.logprob))
+                self.append(Entry(event.text, event.token_id, event.logprob, index))
             case Queued() | Prefilling():
                 self.announce(event)
             case Started():
-                if self.queue_ms is None:  # not by an engine that goes on for another
-                    self.queue_ms = event.queue_ms
-                    self.cached_tokens = event.cached_tokens
+                self._start(event, self.choices[index])
             case Finished():
-                self.finish(event.reason, event.error)
+                self._finish_choice(event, self.choices[index])
+
+    def _start(self, event: Started, choice: Choice) -> None:
+        if not choice.started:  # not by an engine that goes on for another
+            choice.started = True
+            choice.cached_tokens = event.cached_tokens
+        if self.queue_ms is None:
+            self.queue_ms = event.queue_ms
+
+    def _finish_choice(self, event: Finished, choice: Choice) -> None:
+        """The last choice to finish ends the tape; an error of any is the tape's."""
+        choice.finish_reason, choice.error = event.reason, event.error
+        reasons = [choice.finish_reason for choice in self.choices]
+        if None not in reasons:
+            failed = next((c for c in self.choices if c.finish_reason == "error"), choice)
+            self.finish(failed.finish_reason or event.reason, failed.error)
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """Write the terminal entry; on a tape that has one already, nothing happens."""
         if self.end is None:
-            self.end = End(reason, self.usage, self.timings, error)
+            reasons = tuple(choice.finish_reason or reason for choice in self.choices)
+            self.end = End(reason, self.usage, self.timings, error, reasons)
             self.ended_at = time.monotonic()
             self._wake()
 

@@ -17,9 +17,9 @@ class Turnover:
         self._ends: deque[float] = deque(maxlen=_KEPT)
         self._since = clock()  # from when on the ends are counted
 
-    def begin(self, num_active: int) -> None:
-        """One more generation; the first after a silence begins the measurement anew."""
-        if num_active == 1:
+    def begin(self, num_active: int, num_new: int = 1) -> None:
+        """So many are new; the first after a silence begin the measurement anew."""
+        if num_active == num_new:
             self._ends.clear()
             self._since = self._clock()
 

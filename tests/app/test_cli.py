@@ -61,6 +61,15 @@ def test_chat_keeps_the_conversation() -> None:
     assert "<|im_end|>" not in result.stdout
 
 
+def test_chat_with_a_server(server: RunningServer) -> None:
+    said = "My name is Ada. Please remember it.\nWhat is my name?\n\n"
+    result = run("chat", "--url", server.url, "--temperature", "0", "--max-length", "30", stdin=said)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("tokens/s") == 2
+    assert len(result.stdout.split()) > 10
+    assert "--dtype" in one_line(run("chat", "--url", server.url, "--dtype", "int8", stdin=said))
+
+
 @pytest.mark.parametrize("command", ["serve", "generate x"])
 def test_a_missing_model_is_one_line(command: str) -> None:
     assert "no model" in one_line(run(*command.split(), "--model", "missing.gguf"))

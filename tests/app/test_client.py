@@ -4,6 +4,7 @@ import asyncio
 from contextlib import aclosing
 from itertools import accumulate
 
+import httpx
 import pytest
 
 from app.client import (
@@ -80,6 +81,21 @@ async def test_a_cancelled_task_cancels_its_generation(
         with pytest.raises(asyncio.CancelledError):
             await task
         await server.health_becomes(1, **IDLE)
+
+
+async def test_chat_is_the_models_next_turn(
+    server: RunningServer, http: httpx.AsyncClient, client: Client
+) -> None:
+    messages = [{"role": "user", "content": "Name three colours."}]
+    asked = {"messages": messages, "max_tokens": 20, "temperature": 0}
+    answer = (await http.post("/v1/chat/completions", json=asked)).json()
+    async with client:
+        events = [event async for event in client.chat(messages, max_length=20, temperature=0)]
+        text = "".join(event.text for event in events if isinstance(event, Token))
+        assert text == answer["choices"][0]["message"]["content"]
+        async for _ in client.chat(messages, max_length=3000, ignore_eos=True):
+            break
+    await server.health_becomes(5, **IDLE)
 
 
 async def test_attach_reads_on_where_another_stopped(client: Client) -> None:

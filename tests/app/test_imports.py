@@ -16,14 +16,23 @@ FLOORS = [
     ["app.server"],
     ["app.local"],
     ["app.main"],
+    ["app.openapi"],
     ["app.routes"],
     ["app.services"],
-    ["app.admission", "app.security"],
+    ["app.admission", "app.security", "app.limits", "app.hosts", "app.http_limits", "app.logs"],
     ["app.sse"],
     ["app.dialects"],
     ["app.tapes"],
     ["app.engine_link"],
-    ["app.schemas", "app.settings", "app.errors", "app.options", "app.client", "app.event_stream"],
+    [
+        "app.schemas",
+        "app.settings",
+        "app.errors",
+        "app.options",
+        "app.client",
+        "app.event_stream",
+        "app.strict_json",
+    ],
     ["model"],
 ]
 
@@ -35,6 +44,7 @@ FREE_OF_TORCH = {
     "model.chat_template",
     "model.config",
     "model.errors",
+    "model.grammar",
     "model.loading.checkpoint",
     "model.loading.hub",
 }

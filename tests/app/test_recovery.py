@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.engine_link import EngineError, EngineLink, EngineWatcher, Event, Sink
 from app.tapes.recovery import Recovery
-from app.tapes.tape import Recovering, Tape
+from app.tapes.tape import Choice, Recovering, Tape
 from model.messages import Finished, Generate, Queued, Started, Token
 from model.sampling import SamplingParams
 
@@ -106,9 +106,9 @@ class House:
         return [self._start(str(len(self.tapes))) for _ in range(count)]
 
     def _start(self, name: str) -> Tape:
-        tape = self.tapes[name] = Tape(name, 1)
+        tape = self.tapes[name] = Tape(name, [Choice(1)])
         params = SamplingParams(max_tokens=LENGTH, seed=0)
-        self.recovery.submit(Generate(name, [1], params), tape, recorder(tape))
+        self.recovery.submit(Generate(name, [1], params), tape, tape.choices[0], recorder(tape))
         return tape
 
     def run(self) -> None:
@@ -133,7 +133,7 @@ def recorder(tape: Tape) -> Callable[[Event], None]:
 
 
 def complete(tape: Tape) -> bool:
-    return tape.output_ids.tolist() == list(range(LENGTH)) and tape.end is not None
+    return tape.choices[0].output_ids.tolist() == list(range(LENGTH)) and tape.end is not None
 
 
 def test_a_killed_engine_loses_nothing_however_often() -> None:
@@ -159,7 +159,7 @@ def test_who_kills_it_twice_fails_alone(neighbours: int, token: int) -> None:
     assert guilty.end
     assert guilty.end.finish_reason == "error"
     assert "died twice" in (guilty.end.error or "")
-    assert guilty.output_ids.tolist() == list(range(token))
+    assert guilty.choices[0].output_ids.tolist() == list(range(token))
     assert all(complete(tape) for tape in tapes if tape is not guilty)
     assert house.engine.crashes == 2
 
@@ -206,7 +206,7 @@ def test_the_paused_are_lost_too_and_go_on_when_they_are_read() -> None:
     house.engine.die(crashed=False)
     house.run()
     assert complete(other)
-    assert len(paused.output_ids) == 1
+    assert len(paused.choices[0].output_ids) == 1
     assert paused.progress is None
     house.recovery.resume(paused.id)
     house.run()
@@ -224,7 +224,7 @@ def test_pausing_and_cancelling_while_no_engine_is_there() -> None:
     house.recovery.pause(paused.id)
     house.run()
     assert complete(other)
-    assert (len(cancelled.output_ids), len(paused.output_ids)) == (1, 1)
+    assert (len(cancelled.choices[0].output_ids), len(paused.choices[0].output_ids)) == (1, 1)
     house.recovery.resume(paused.id)
     house.run()
     assert complete(paused)

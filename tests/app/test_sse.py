@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.dialects import native
 from app.sse import SendWatch, TapeResponse
 from app.tapes.registry import Registry
-from app.tapes.tape import Entry, Tape
+from app.tapes.tape import Choice, Entry, Tape
 from tests.raw import never_reading
 from tests.server import Frame, parse_frames
 
@@ -82,7 +82,7 @@ def unchunked(raw: bytes) -> bytes:
 
 
 async def test_a_reader_that_takes_nothing_is_cut_off_and_holds_up_nobody() -> None:
-    tape, readers = Tape("a" * 22, prompt_tokens=1), Readers()
+    tape, readers = Tape("a" * 22, [Choice(1)]), Readers()
     app = reading(tape, readers, send_timeout=1.0, ping_interval=15)
     async with serving(app) as port, asyncio.timeout(20):
         stuck = never_reading(port, REQUEST)
@@ -103,7 +103,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_holds_up_nobody() -> N
 
 
 async def test_a_silent_stream_gets_comments_that_move_no_cursor() -> None:
-    tape, readers = Tape("a" * 22, prompt_tokens=1), Readers()
+    tape, readers = Tape("a" * 22, [Choice(1)]), Readers()
     app = reading(tape, readers, send_timeout=30.0, ping_interval=0.05)
     async with serving(app) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

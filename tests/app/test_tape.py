@@ -13,7 +13,7 @@ from app.dialects import native
 from app.errors import APIError
 from app.tapes.memory import MemoryStore
 from app.tapes.position import Position, parse_position
-from app.tapes.tape import Batch, Claim, End, Entry, Gap, Progress, Recovering, Tape
+from app.tapes.tape import Batch, Choice, Claim, End, Entry, Gap, Progress, Recovering, Tape
 from app.tapes.turnover import Turnover
 from model.messages import Prefilling, Queued
 from tests.server import Frame, parse_frames
@@ -23,7 +23,7 @@ texts = st.lists(st.text(max_size=8), max_size=30)
 
 
 def tape_of(texts: Sequence[str], *, ended: bool = True) -> Tape:
-    tape = Tape(TAPE_ID, prompt_tokens=3)
+    tape = Tape(TAPE_ID, [Choice(3)])
     for number, text in enumerate(texts):
         tape.append(Entry(text, number))
     if ended:
@@ -173,7 +173,7 @@ def test_the_oldest_finished_tapes_go_when_memory_is_short() -> None:
 
 
 def test_timings_before_any_token_and_after_one() -> None:
-    tape = Tape(TAPE_ID, prompt_tokens=1)
+    tape = Tape(TAPE_ID, [Choice(1)])
     assert (tape.timings.ttft_ms, tape.timings.tokens_per_second) == (None, None)
     tape.append(Entry("a", 1))
     assert tape.timings.ttft_ms is not None
@@ -189,12 +189,14 @@ def test_timings_before_any_token_and_after_one() -> None:
 def test_beyond_its_cap_the_oldest_go_and_readers_are_told_which(
     texts: list[str], cap: int, data: st.DataObject
 ) -> None:
-    tape = Tape(TAPE_ID, prompt_tokens=3, cap=cap)
+    tape = Tape(TAPE_ID, [Choice(3)], cap=cap)
     for number, text in enumerate(texts):
         tape.append(Entry(text, number))
         assert tape.size <= cap
     tape.finish("stop")
-    assert tape.output_ids.tolist() == list(range(len(texts))), "another engine needs them all"
+    assert tape.choices[0].output_ids.tolist() == list(range(len(texts))), (
+        "another engine needs them all"
+    )
     after = data.draw(st.integers(0, tape.last))
     items = asyncio.run(read_items(tape, after))
     if after < tape.num_dropped:

@@ -163,6 +163,18 @@ def test_no_content_adds_a_control_token(
         "{% include '/etc/passwd' %}",
         "{{ messages.no.such }}",
         "{{ 1 / 0 }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s~n.s %}{% endfor %}",
+        "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s+n.s %}{% endfor %}",
+        "{{ ('a' * 999999)|replace('a', 'a' * 999999) }}",
+        "{{ ('a' * 999999).replace('a', 'a' * 999999) }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ '%999999999d'|format(1) }}",
+        "{{ '{:>999999999}'.format(1) }}",
+        "{{ 'x'.center(999999999) }}",
+        "{{ 'x'|center(999999999) }}",
+        "{{ 'x\\ny'|indent(999999999) }}",
     ],
 )
 def test_hostile_templates_fail_fast(source: str) -> None:

@@ -1,0 +1,115 @@
+"""What OpenAI's three wire formats share: blocks, logprobs, usage, reasons, comments.
+
+Two things differ from the native frames, because openai-python (3.57) parses every empty line after
+the first id as an event: there is no block without data, and a comment is a line, not a block.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+
+from app.dialects import native
+from app.errors import error_type
+from app.tapes.position import Position
+from app.tapes.tape import End, Gap, Progress, Tape
+from model.messages import FinishReason, Logprob, TopLogprob
+
+Object = dict[str, Any]
+TokenBytes = Callable[[int], bytes]
+
+DONE: Final = b"[DONE]"
+
+# How a failed generation is told where there was no answer yet: the status of an error body.
+_STATUS: Final[Mapping[FinishReason, int]] = {
+    "error": 500,
+    "timeout": 503,
+    "shutdown": 503,
+    "cancelled": 409,
+}
+_WORDS: Final[Mapping[FinishReason, str]] = {
+    "error": "the generation failed; try again",
+    "timeout": "the generation took longer than its timeout",
+    "shutdown": "the server is going down; try again shortly",
+    "cancelled": "the generation was cancelled",
+}
+
+
+def block(event_id: object, data: bytes, event: str | None = None) -> bytes:
+    """One SSE block; `data` is one line."""
+    name = b"event: %b\n" % event.encode() if event else b""
+    return b"id: %b\n%bdata: %b\n\n" % (str(event_id).encode(), name, data)
+
+
+def blocks(chunks: Sequence[bytes], before: Position, after: Position) -> bytes:
+    """Who has only the first of them has not read the entries yet: their id comes with the last."""
+    last = len(chunks) - 1
+    return b"".join(block(before if n < last else after, chunk) for n, chunk in enumerate(chunks))
+
+
+RETRY: Final = b"retry: %d\n" % native.RETRY_MS
+
+
+def resumed(position: Position) -> bytes:
+    """Lines that stand before the next block: this reader has something already."""
+    return RETRY + b"id: %b\n" % str(position).encode()
+
+
+def comment(text: str) -> bytes:
+    return f": {text}\n".encode()
+
+
+def status(progress: Progress) -> bytes:
+    return comment(f"status {orjson.dumps(native.status_data(progress)).decode()}")
+
+
+def heartbeat(tape: Tape) -> bytes:
+    return comment(native.state_of(tape))
+
+
+def gap_error(gap: Gap) -> bytes:
+    """OpenAI's formats have no word for a gap, and to go on without one would hide it."""
+    message = f"entries {gap.first} to {gap.last} are kept no longer; ask again"
+    return orjson.dumps(error_data(410, message, "gap"))
+
+
+def failure(end: End) -> Object | None:
+    """What went wrong, as an error object; None where nothing did."""
+    reason = end.finish_reason
+    if reason not in _STATUS:
+        return None
+    return error_data(_STATUS[reason], end.error or _WORDS[reason], reason)
+
+
+def error_data(status: int, message: str, code: str) -> Object:
+    error = {"type": error_type(status), "message": message, "param": None, "code": code}
+    return {"error": error}
+
+
+def usage_data(tape: Tape) -> Object:
+    usage = tape.usage
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def logprob_data(logprob: Logprob, token_bytes: TokenBytes) -> Object:
+    """As chats and responses have it; only bytes tell the parts of a code point apart."""
+    return _one(logprob, token_bytes) | {
+        "top_logprobs": [_one(top, token_bytes) for top in logprob.top]
+    }
+
+
+def _one(token: Logprob | TopLogprob, token_bytes: TokenBytes) -> Object:
+    return {
+        "token": token.token,
+        "logprob": token.logprob,
+        "bytes": list(token_bytes(token.token_id)),
+    }
+
+
+def logprobs_of(logprobs: Sequence[Logprob | None], token_bytes: TokenBytes) -> list[Object]:
+    return [logprob_data(logprob, token_bytes) for logprob in logprobs if logprob]

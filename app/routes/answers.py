@@ -1,0 +1,75 @@
+"""What routes may answer, for /openapi.json: refusals, streams, and where an answer leads."""
+
+from typing import Any
+
+from app.schemas.native import ErrorBody
+
+Answers = dict[int | str, dict[str, Any]]
+
+_MEANINGS = {
+    400: "It is malformed: the request, its JSON, an id or a header.",
+    401: "It wants a key of this server.",
+    403: "It is not for the pages of other sites.",
+    404: "There is no such thing here, or not any more.",
+    409: "The Idempotency-Key was used with another request.",
+    413: "The body is too large.",
+    414: "Path and query are too long.",
+    415: "The body is not labelled application/json.",
+    421: "This server does not answer to that Host.",
+    422: "A field is missing, unknown or out of its range.",
+    429: "There is no room now.",
+    431: "The headers are too large.",
+    500: "The generation failed, or the server has a fault; its log says more.",
+    503: "No work is taken now, or it did not come to this request in time.",
+}
+
+
+def _header(description: str, **schema: Any) -> dict[str, Any]:
+    return {"description": description, "required": True, "schema": schema}
+
+
+_SECONDS = _header("Seconds to wait before trying again.", type="integer", minimum=1)
+_HEADERS = {
+    401: {"headers": {"WWW-Authenticate": _header("How.", type="string", const="Bearer")}},
+    429: {"headers": {"Retry-After": _SECONDS}},
+    503: {"headers": {"Retry-After": _SECONDS}},
+}
+
+
+def refusals(*statuses: int) -> Answers:
+    """Those of a route itself. What every route may refuse, app/openapi.py adds."""
+    return {
+        status: {
+            "model": ErrorBody,
+            "description": _MEANINGS[status],
+            **_HEADERS.get(status, {}),
+        }
+        for status in statuses
+    }
+
+
+_TAPE = {
+    "description": "The tape's id.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{22}$"},
+}
+_LINKS = {
+    "read_tape": {"tape_id": "$response.body#/tape"},
+    "cancel_tape": {"tape_id": "$response.body#/tape"},
+    "retrieve_response": {"response_id": "$response.body#/id"},
+    "cancel_response": {"response_id": "$response.body#/id"},
+}
+
+
+def success(status: int, *links: str, stream: dict[str, Any] | None = None) -> Answers:
+    """With the operations that go on from there."""
+    answer: dict[str, Any] = {"headers": {"X-Tape": _TAPE}}
+    if stream:
+        answer["content"] = stream
+    if links:
+        answer["links"] = {
+            name: {"operationId": name, "parameters": _LINKS[name]} for name in links
+        }
+    return {status: answer}
+
+
+RESUMED: Answers = {204: {"description": "Resumed at its end: there is no more."}}

@@ -1,0 +1,37 @@
+"""/v1/models: the one model that is served."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from app.routes.answers import refusals
+from app.routes.openai import check_model
+from app.schemas.openai_answers import Model, ModelList
+from app.services import CallerDep, Services, ServicesDep
+
+router = APIRouter(prefix="/v1/models", tags=["openai"])
+
+
+@router.get("", response_model=ModelList, operation_id="list_models")
+async def models(services: ServicesDep, caller: CallerDep) -> Any:
+    """A list of one."""
+    return {"object": "list", "data": [_model(services)]}
+
+
+@router.get(
+    "/{model:path}", response_model=Model, operation_id="retrieve_model", responses=refusals(404)
+)
+async def model(model: str, services: ServicesDep, caller: CallerDep) -> Any:
+    """The model by its name, which may have slashes."""
+    check_model(services, model)
+    return _model(services)
+
+
+def _model(services: Services) -> dict[str, Any]:
+    return {
+        "id": services.model_name,
+        "object": "model",
+        "created": services.started,
+        "owned_by": "tickertape",
+        "max_model_len": services.admission.context,
+    }

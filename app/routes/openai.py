@@ -1,0 +1,60 @@
+"""What OpenAI's routes share: their way to refuse, the model's name, streams and whole answers."""
+
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.responses import Response
+
+from app.errors import APIError, from_validation, out_of_range
+from app.routes.answers import RESUMED, refusals
+from app.routes.body import StrictRoute
+from app.services import Services
+from model.grammar import GrammarError
+
+REFUSALS = {**RESUMED, **refusals(404, 409, 429, 503)}
+
+
+class OpenAIRoute(StrictRoute):
+    """Refuses with 400 what native routes refuse with 422: OpenAI's clients raise by the status."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def refusing(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                raise _bad_request(from_validation(error.errors()[0])) from None
+            except APIError as error:
+                raise _bad_request(error) from None
+
+        return refusing
+
+
+@contextmanager
+def grammar_from(param: str) -> Iterator[None]:
+    """Refuses, by the name of the field that it comes from, a grammar that cannot be made."""
+    try:
+        yield
+    except GrammarError as error:
+        raise out_of_range(param, str(error)) from None
+
+
+def _bad_request(error: APIError) -> APIError:
+    if error.status_code != 422:
+        return error
+    return APIError(400, error.detail, param=error.param, code=error.code)
+
+
+def check_model(services: Services, name: str | None) -> None:
+    """Raises APIError 404 for another model than the one that is served."""
+    if name is not None and name != services.model_name:
+        raise APIError(
+            404,
+            f"model: '{name:.200}' is not served here; this is '{services.model_name}'",
+            param="model",
+            code="model_not_found",
+        )

@@ -1,0 +1,154 @@
+"""/v1/responses: begin one, read it again from anywhere, cancel it."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from app.dialects.openai_responses import ResponseForm, ResponseStream, response
+from app.errors import APIError
+from app.routes.answers import RESUMED, refusals, success
+from app.routes.openai import REFUSALS, OpenAIRoute, check_model, grammar_from
+from app.routes.reading import IdempotencyKey, LastEventID, find, reached, stream
+from app.routes.starting import start, whole
+from app.schemas import frames
+from app.schemas.ask import Ask, Conversation
+from app.schemas.openai import ResponseBody
+from app.schemas.openai_answers import ResponseObject
+from app.schemas.sampling import OnDisconnect
+from app.services import Caller, CallerDep, Services, ServicesDep
+from app.tapes.tape import Tape
+from model.chat_template import Message
+
+router = APIRouter(prefix="/v1/responses", route_class=OpenAIRoute, tags=["openai"])
+
+_PREFIX = "resp_"
+
+
+@router.post(
+    "",
+    response_model=ResponseObject,
+    operation_id="create_response",
+    responses={
+        **success(200, "retrieve_response", "cancel_response", stream=frames.RESPONSE),
+        **REFUSALS,
+    },
+)
+async def create(
+    body: ResponseBody,
+    request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
+    last_event_id: LastEventID = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """OpenAI's responses: whole, streamed as events, or in the background."""
+    check_model(services, body.model)
+    if last_event_id:
+        tape, after = reached(services, caller, last_event_id)
+        return stream(services, tape, after, dialect=ResponseStream(tape, _form_of(services, tape)))
+    turns = [*_earlier(services, caller, body), *body.turns()]
+    form, ask = _form(services, body, turns), _ask(body, turns)
+    if body.background or body.stream:
+        alone = body.background and "on_disconnect" not in body.model_fields_set
+        leaving: OnDisconnect | None = "continue" if alone else None
+        tape = await start(
+            services, caller, ask, idempotency_key, on_disconnect=leaving, origin=form
+        )
+        if body.stream:
+            return stream(services, tape, dialect=ResponseStream(tape, form))
+    else:
+        tape, _ = await whole(services, caller, ask, idempotency_key, request, origin=form)
+    return JSONResponse(response(tape, form), headers={"X-Tape": tape.id})
+
+
+@router.get(
+    "/{response_id}",
+    response_model=ResponseObject,
+    operation_id="retrieve_response",
+    responses={**success(200, stream=frames.RESPONSE), **RESUMED, **refusals(404)},
+)
+async def retrieve(
+    response_id: str,
+    services: ServicesDep,
+    caller: CallerDep,
+    stream_: Annotated[bool, Query(alias="stream", description="As events.")] = False,
+    starting_after: Annotated[
+        int | None, Query(ge=0, description="The sequence_number after which to go on.")
+    ] = None,
+    last_event_id: LastEventID = None,
+) -> Response:
+    """The response as it is now, or its events from the start or after one of them."""
+    tape, form = _stored(services, caller, response_id)
+    if not stream_:
+        return JSONResponse(response(tape, form), headers={"X-Tape": tape.id})
+    if last_event_id:
+        tape, after = reached(services, caller, last_event_id)
+        return stream(services, tape, after, dialect=ResponseStream(tape, _form_of(services, tape)))
+    begun = -1 if starting_after is None else starting_after
+    return stream(services, tape, dialect=ResponseStream(tape, form, begun))
+
+
+@router.post(
+    "/{response_id}/cancel",
+    response_model=ResponseObject,
+    operation_id="cancel_response",
+    responses={**success(200), **refusals(404)},
+)
+async def cancel(response_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+    """End the generation; what it has brought forth stays. One that has ended stays as it is."""
+    tape, form = _stored(services, caller, response_id)
+    services.registry.cancel(tape.id)
+    return JSONResponse(response(tape, form), headers={"X-Tape": tape.id})
+
+
+def _stored(services: Services, caller: Caller, response_id: str) -> tuple[Tape, ResponseForm]:
+    """Raises APIError 404 for one that is unknown, kept no longer, or was not to be stored."""
+    tape = find(services, caller, response_id.removeprefix(_PREFIX))
+    form = _form_of(services, tape)
+    if not form.stored or not response_id.startswith(_PREFIX):
+        raise APIError(
+            404, "no such response; it was made with store: false", code="response_not_found"
+        )
+    return tape, form
+
+
+def _form_of(services: Services, tape: Tape) -> ResponseForm:
+    if not isinstance(tape.origin, ResponseForm):
+        raise APIError(
+            404,
+            f"this tape is no response; read it at /v1/tapes/{tape.id}",
+            code="response_not_found",
+        )
+    return tape.origin
+
+
+def _earlier(services: Services, caller: Caller, body: ResponseBody) -> list[Message]:
+    """The conversation that is to go on. Raises APIError where it is not there."""
+    if body.previous_response_id is None:
+        return []
+    tape, form = _stored(services, caller, body.previous_response_id)
+    if tape.end is None:
+        raise APIError(
+            400,
+            "previous_response_id: that response has not ended yet; retrieve it until it has",
+            param="previous_response_id",
+            code="response_not_ended",
+        )
+    return [*form.conversation, {"role": "assistant", "content": tape.text}]
+
+
+def _ask(body: ResponseBody, turns: list[Message]) -> Ask:
+    instructions = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    with grammar_from("text.format"):
+        return body.ask(Conversation([*instructions, *turns]))
+
+
+def _form(services: Services, body: ResponseBody, turns: list[Message]) -> ResponseForm:
+    return ResponseForm(
+        services.model_name,
+        services.admission.tokenizer.token_bytes,
+        conversation=turns,
+        request=body.told(),
+        stored=body.store,
+    )

@@ -1,0 +1,122 @@
+"""What every route that generates shares: begin the tape, and wait for a whole answer."""
+
+import asyncio
+import hashlib
+from math import inf
+
+import orjson
+from fastapi import Request
+
+from app.errors import APIError, try_later
+from app.schemas.ask import Ask
+from app.schemas.sampling import OnDisconnect, SamplingFields
+from app.services import Caller, Services
+from app.settings import Settings
+from app.tapes.registry import Terms
+from app.tapes.tape import Claim, End, Tape
+
+# How to read the tape, not what is on it.
+_READING = {"stream", "stream_options"}
+
+
+async def start(
+    services: Services,
+    caller: Caller,
+    ask: Ask,
+    key: str | None = None,
+    *,
+    on_disconnect: OnDisconnect | None = None,
+    origin: object = None,
+) -> Tape:
+    """Admit the request and begin its tape, or find the one that it has begun. Raises APIError."""
+    fields = ask.fields
+    claim = Claim(f"{caller.owner}:{key}", _digest(fields)) if key else None
+    if claim and (tape := services.registry.claimed(claim)):
+        return tape
+    with services.limits.begin(caller.owner, caller.address, len(ask.prompts) * ask.n) as place:
+        admitted = await services.admission.admit(ask)
+        if claim and (tape := services.registry.claimed(claim)):  # begun while tokenizing
+            return tape
+        tape = services.registry.create(
+            admitted.prompts,
+            admitted.params,
+            _terms(services.settings, fields, on_disconnect),
+            n=ask.n,
+            priority=fields.priority,
+            salt=f"{caller.owner}:{fields.cache_salt or ''}",  # others find nothing of it
+            owner=caller.owner,
+            claim=claim,
+            origin=origin,
+        )
+        place.hold(tape)
+        return tape
+
+
+def _digest(fields: SamplingFields) -> bytes:
+    asked = fields.model_dump(exclude=_READING)
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
+    return hashlib.sha256(orjson.dumps(asked, option=options)).digest()
+
+
+def _terms(settings: Settings, fields: SamplingFields, on_disconnect: OnDisconnect | None) -> Terms:
+    return Terms(
+        on_disconnect=on_disconnect or fields.on_disconnect,
+        grace=settings.grace if fields.grace is None else fields.grace,
+        timeout=fields.timeout,
+        queue_timeout=settings.queue_timeout,
+    )
+
+
+async def whole(
+    services: Services,
+    caller: Caller,
+    ask: Ask,
+    key: str | None,
+    request: Request,
+    *,
+    origin: object = None,
+) -> tuple[Tape, End]:
+    """The answer at once. Without a key nobody could fetch it later: it ends with its caller.
+
+    Raises APIError when there is no whole answer to give.
+    """
+    leaving: OnDisconnect = "continue" if key else "abort"
+    tape = await start(services, caller, ask, key, on_disconnect=leaving, origin=origin)
+    services.registry.attach(tape)
+    try:
+        await _until_end_or_departure(tape, request)
+    finally:
+        services.registry.detach(tape)
+    end = await tape.ended()
+    own = (ask.fields.timeout or inf) < services.settings.queue_timeout
+    _check_whole(tape, end, own_timeout=own)
+    return tape, end
+
+
+def _check_whole(tape: Tape, end: End, *, own_timeout: bool) -> None:
+    """No token at all is an answer, too, to who gave it no more time."""
+    if end.finish_reason == "error":
+        raise APIError(500, end.error or "the generation failed; try again", code="engine_error")
+    if end.finish_reason == "timeout" and not tape.num_tokens and not own_timeout:
+        raise try_later(503, end.error or "it timed out", code="timeout")
+    if tape.num_dropped:
+        raise APIError(
+            500,
+            "the answer outgrew --max-tape-memory; stream it, or ask for fewer logprobs",
+            code="tape_too_large",
+        )
+
+
+async def _until_end_or_departure(tape: Tape, request: Request) -> None:
+    tasks = (asyncio.create_task(tape.ended()), asyncio.create_task(_departure(request)))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _departure(request: Request) -> None:
+    """Return when the caller has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

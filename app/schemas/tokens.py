@@ -1,0 +1,59 @@
+"""The wire types of /tokenize and /detokenize."""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from app.schemas.ask import Conversation, Prompt
+from app.schemas.fields import OWN, either, refused, whole
+from app.schemas.openai import MAX_MESSAGES, ChatMessage, Nullable
+
+MAX_TOKENS = 2**17
+
+_ID = {"type": "integer", "minimum": 0, OWN: "token_id"}
+
+
+class TokenizeBody(Nullable):
+    """A text, or a conversation as the model is shown it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=either(
+            {"prompt": {"type": "string"}, "messages": {"type": "null"}},
+            {"prompt": {"type": "null"}, "messages": {"type": "array"}},
+        )
+    )
+
+    model: str | None = Field(None, description="Taken, and without any effect.")
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise refused("prompt", "give either prompt or messages")
+        return self
+
+    def asked(self) -> Prompt:
+        if self.messages is None:
+            return self.prompt or ""
+        return Conversation([message.turn() for message in self.messages])
+
+
+class TokenizeAnswer(BaseModel):
+    """`pieces` are the tokens as texts; parts of a code point show as U+FFFD."""
+
+    tokens: list[int]
+    pieces: list[str]
+    count: int
+    max_model_len: int
+
+
+class DetokenizeBody(Nullable):
+    model: str | None = Field(None, description="Taken, and without any effect.")
+    tokens: list[Annotated[int, BeforeValidator(whole), WithJsonSchema(_ID)]] = Field(
+        max_length=MAX_TOKENS
+    )
+
+
+class DetokenizeAnswer(BaseModel):
+    prompt: str

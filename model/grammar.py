@@ -1,0 +1,221 @@
+"""Grammars that an answer must follow: made, and checked, before any engine sees them.
+
+A grammar is a string, llguidance's own serialized form. Works without torch: the API process makes
+grammars, the engine process follows them (model/guide.py).
+
+JSON comes in one spelling: `, ` between items, `: ` after keys, and no other white space. Where
+white space is free, a small model at temperature 1 may write blanks until its tokens are used up.
+Properties come in the order in which the schema names them.
+
+Every limit here is on work: what a stranger's schema costs is known before it is begun.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from functools import cache
+from typing import Any, Final
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+MAX_GRAMMAR_BYTES: Final = 64 * 1024
+MAX_PATTERN_PROPERTIES: Final = 32  # each is held against each other
+MAX_MULTIPLE: Final = 10_000  # a lexer for multiples of n has n states
+
+# Fuel is llguidance's unit of work: 50 of the initial or 14 of a step's take about a microsecond.
+LIMITS: Final = LLParserLimits(
+    max_items_in_row=8000,
+    initial_lexer_fuel=100_000,
+    step_lexer_fuel=100_000,
+    step_max_items=20_000,
+    max_lexer_states=50_000,
+    max_grammar_size=10_000,
+    precompute_large_lexemes=False,
+    verbose_errors=False,
+)
+
+# All of them are named, so that `x-guidance` in a schema, which may name them too, changes nothing.
+_JSON: Final = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+    "whitespace_pattern": None,
+    "coerce_one_of": False,
+    "lenient": False,
+    "json_allowed_escapes": None,
+    "json_allow_general_unicode_escapes": False,
+}
+_SPECIAL_TOKENS: Final = "no tokenizer - can't validate"
+
+
+class GrammarError(ValueError):
+    """A grammar that cannot be followed: one line for a person that says what is wrong."""
+
+
+def json_schema(schema: Mapping[str, Any]) -> str:
+    """The grammar of the JSON texts that are valid under `schema` (draft 2020-12).
+
+    Raises GrammarError: it is no JSON, or costs too much; `check` finds what else may be wrong.
+    """
+    return LLMatcher.grammar_from_json_schema(embedded(schema))
+
+
+def json_object() -> str:
+    """The grammar of any JSON object."""
+    return json_schema({"type": "object"})
+
+
+def lark(source: str) -> str:
+    """The grammar that llguidance's dialect of Lark describes. `check` says whether it does."""
+    return LLMatcher.grammar_from_lark(source)
+
+
+def embedded(schema: Mapping[str, Any]) -> str:
+    """`schema` as it stands behind `%json` in Lark, to mean there what `json_schema` makes of it.
+
+    Raises GrammarError as `json_schema` does.
+    """
+    _refuse_what_cannot_be(schema)
+    try:
+        exact = _exact_formats(schema)
+        return json.dumps({**exact, "x-guidance": _JSON}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise GrammarError(f"the schema is no usable JSON: {_line(str(error))}") from error
+
+
+def check(grammar: str) -> None:
+    """Raises GrammarError for a grammar that no engine could follow.
+
+    It is compiled, for a vocabulary of bytes: a second of work at most, outside of the interpreter
+    lock. Only whether a model has the special tokens that Lark may name shows in the engine.
+    """
+    if len(grammar.encode(errors="replace")) > MAX_GRAMMAR_BYTES:
+        raise GrammarError(f"the grammar is larger than {MAX_GRAMMAR_BYTES} bytes")
+    matcher = LLMatcher(_bytes(), grammar, log_level=0, limits=LIMITS)
+    if "special token" in matcher.get_error():
+        _check_without_tokens(grammar)
+        return
+    matcher.compute_bitmask()  # a grammar of nothing shows only now
+    for problem in [matcher.get_error(), *matcher.get_grammar_warnings()]:
+        if problem:
+            raise GrammarError(explain(problem))
+
+
+def explain(problem: str) -> str:
+    """What llguidance says, as one line for a person."""
+    if "oneOf constraints" in problem:
+        return "oneOf is only supported where types or constants tell its members apart; use anyOf"
+    if "NoExtensionBias" in problem:
+        return "the grammar allows no answer at all"
+    return _line(problem.replace("Unimplemented keys", "not supported"))
+
+
+@cache
+def _bytes() -> LLTokenizer:
+    """A vocabulary of the 256 bytes."""
+    return LLTokenizer("byte")
+
+
+def _check_without_tokens(grammar: str) -> None:
+    failed, problems = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
+    for problem in problems:
+        if failed or not problem.startswith(_SPECIAL_TOKENS):
+            raise GrammarError(explain(problem))
+
+
+def _line(problem: str) -> str:
+    """The first line, and what is wrong at the place that the lines after it show."""
+    first, *others = problem.strip().splitlines() or [""]
+    if first.endswith(":") and others:
+        first = f"{first} {others[-1].strip().removeprefix('error: ')}"
+    return first[:300]
+
+
+# ---- what llguidance would take for more than it is
+
+_VALUES: Final = ("const", "enum", "default", "examples")  # no schemas, whatever is in them
+_DATE: Final = "....-(02-(0.|1.|2[0-8])|(0[13-9]|1.)-..)"
+_LABEL: Final = "[^.]{1,63}"  # of a domain
+_DATES: Final = {
+    "date": {"pattern": f"^{_DATE}$"},
+    "time": {"pattern": "^..:..:[0-5]"},
+    "date-time": {"pattern": f"^{_DATE}...:..:[0-5]"},
+}
+_NAMES: Final = {
+    "email": {"pattern": rf"^[^@]{{1,64}}@{_LABEL}([.]{_LABEL})*$", "maxLength": 254},
+    "hostname": {"maxLength": 253},
+}
+
+
+def _exact_formats(value: Any) -> Any:
+    """The same schema with formats to the letter.
+
+    Without February 29 and leap seconds, which only some years and days have, and with the lengths
+    that names in the Internet may have, unless a pattern of the schema's own bounds these: of two
+    it cannot always be told whether anything fits both.
+    """
+    if isinstance(value, list | tuple):
+        return [_exact_formats(part) for part in value]
+    if not isinstance(value, Mapping):
+        return value
+    exact = {key: part if key in _VALUES else _exact_formats(part) for key, part in value.items()}
+    rules: Mapping[str, Any] = _DATES if "pattern" in value else _DATES | _NAMES
+    if rule := rules.get(str(value.get("format"))):
+        exact["allOf"] = [*exact.get("allOf", ()), rule]
+    return exact
+
+
+# ---- what llguidance would take, and must not
+
+
+def _refuse_what_cannot_be(schema: Mapping[str, Any]) -> None:
+    """Raises GrammarError for what would cost too much, or let through what is not valid.
+
+    It looks at everything that might be a schema: references may point anywhere.
+    """
+    multiples, patterns = [], 0
+    for part in _objects(schema):
+        if not str(part.get("$ref", "#")).startswith("#"):
+            raise GrammarError("not supported: $ref to another document")
+        if _number(part.get("minProperties")) > max(1, _count(part)):
+            # Keys that are not listed may come twice, and then count as one.
+            raise GrammarError("not supported: minProperties above 1 for keys not required by name")
+        if multiple := _number(part.get("multipleOf")):
+            multiples.append(multiple)
+        if isinstance(named := part.get("patternProperties"), Mapping):
+            patterns += len(named)
+    if patterns > MAX_PATTERN_PROPERTIES:
+        raise GrammarError(f"more than {MAX_PATTERN_PROPERTIES} patternProperties")
+    if _common_multiple(multiples) > MAX_MULTIPLE:
+        raise GrammarError(f"multipleOf with a common multiple above {MAX_MULTIPLE}")
+
+
+def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    """All objects in a JSON value, itself included; not by recursion, for it may nest deeply."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, Mapping):
+            yield one
+            left += one.values()
+        elif isinstance(one, list | tuple):
+            left += one
+
+
+def _number(value: Any) -> Fraction:
+    """As it is written, and 0 for what is no number."""
+    if isinstance(value, float) and math.isfinite(value):
+        return Fraction(str(value))
+    return Fraction(value) if isinstance(value, int) else Fraction(0)
+
+
+def _count(schema: Mapping[str, Any]) -> int:
+    required = schema.get("required")
+    return len(required) if isinstance(required, list | tuple) else 0
+
+
+def _common_multiple(numbers: list[Fraction]) -> int:
+    """The least common multiple, in units of the smallest decimal place that any of them has."""
+    unit = math.lcm(*(number.denominator for number in numbers))
+    return math.lcm(*(abs(int(number * unit)) for number in numbers))

@@ -1,0 +1,185 @@
+"""Grammars at work: which tokens a sequence may choose next. llguidance does the parsing.
+
+A grammar speaks of bytes, a model of tokens. The bytes of a token are those that the detokenizer
+adds to the text for it, so what is shown is what was checked. Control tokens and the model's ends
+are no text: where the grammar may end, the ends are allowed, and where it must, it is over.
+
+Where the grammar leaves one way only, `{"name": "` for example, the tokens are those that the
+tokenizer makes of that text. They are known at once, and neither parser nor logits are asked.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Final
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance.numpy import (
+    allocate_token_bitmask,
+    fill_next_token_bitmask,
+    fill_next_token_bitmask_par,
+)
+from numpy.typing import NDArray
+
+from model.config import ModelConfig
+from model.grammar import LIMITS, GrammarError, explain
+from model.tokenizer import Tokenizer
+
+_BITS: Final = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_BARRIERS: Final = np.where(_BITS, np.float32(0), np.float32(-np.inf))  # of a byte of 8 tokens
+
+_FEW: Final = 4  # masks that are made one after the other: waking threads takes as long as three
+
+
+class Guide:
+    """The place of one sequence in its grammar.
+
+    Attributes:
+        vocabulary: how many tokens the grammar knows of.
+        forced: the tokens that must come next, as far as they are known.
+    """
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+        self.matcher = matcher
+        self.vocabulary = vocabulary
+        self.forced: deque[int] = deque()
+
+    @property
+    def error(self) -> str | None:
+        """Why the grammar can no longer be followed, if so: a limit was reached, for example."""
+        return explain(self.matcher.get_error()) if self.matcher.is_error() else None
+
+    @property
+    def over(self) -> bool:
+        """Whether the text is complete, and nothing may follow."""
+        return bool(self.matcher.is_stopped()) and not self.matcher.is_error()
+
+    def advance(self, token_id: int) -> None:
+        """The sequence has this token now."""
+        if self.forced:
+            self.forced.popleft()
+        self.matcher.consume_token(token_id)
+
+    def look_ahead(self) -> None:
+        """Find out what is forced, unless that is known."""
+        if not self.forced:
+            self.forced.extend(self.matcher.compute_ff_tokens())
+
+
+def barriers(guides: Sequence[Guide]) -> NDArray[np.float32]:
+    """For each guide what to add to the logits: 0 where a token may come next, else -inf.
+
+    (R, vocabulary or a few more): all guides are of one vocabulary. One that has failed in this
+    says so in its `error`, and allows nothing.
+    """
+    words = allocate_token_bitmask(len(guides), guides[0].vocabulary)
+    if len(guides) < _FEW:
+        for row, guide in enumerate(guides):
+            fill_next_token_bitmask(guide.matcher, words, row)
+    else:
+        rows = [(guide.matcher, row) for row, guide in enumerate(guides)]
+        fill_next_token_bitmask_par(_executor(), rows, words)
+    words[[row for row, guide in enumerate(guides) if guide.error]] = 0
+    bits = words.view(np.uint8)
+    found = np.empty((*bits.shape, 8), np.float32)
+    # Three times as fast as numpy's own unpacking and a choice by it. Clipping checks no indices.
+    np.take(_BARRIERS, bits, axis=0, out=found, mode="clip")
+    return found.reshape(len(guides), -1)
+
+
+@cache
+def _executor() -> LLExecutor:
+    return LLExecutor()
+
+
+class Guides:
+    """Makes guides for one model, in a thread: a large grammar takes tenths of a second.
+
+    The vocabulary is prepared first, and that holds the interpreter lock: make this object before
+    anybody waits for tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: ModelConfig) -> None:
+        self._thread = ThreadPoolExecutor(1, "guides")
+        self._vocabulary = self._thread.submit(_prepare, tokenizer, config)
+
+    def begin(self, grammar: str, token_ids: Sequence[int] = ()) -> Future[Guide]:
+        """A guide at the place behind `token_ids`.
+
+        The future raises GrammarError for a grammar that this model cannot follow, or tokens that
+        do not.
+        """
+        return self._thread.submit(self._make, grammar, tuple(token_ids))
+
+    def _make(self, grammar: str, token_ids: Sequence[int]) -> Guide:
+        vocabulary = self._vocabulary.result()
+        matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LIMITS)
+        matcher.consume_tokens(list(token_ids))
+        guide = Guide(matcher, vocabulary.vocab_size)
+        guide.look_ahead()
+        if guide.error:
+            raise GrammarError(guide.error)
+        return guide
+
+
+def _prepare(tokenizer: Tokenizer, config: ModelConfig) -> LLTokenizer:
+    """Raises GrammarError for a vocabulary that the library does not take."""
+    spelling = _Spelling(tokenizer, config.vocab_size, config.eos_token_ids)
+    wrapper = TokenizerWrapper(spelling)
+    try:
+        return LLTokenizer(
+            wrapper, eos_token=list(spelling.eos_token_ids), slices=LLTokenizer.json_slices()
+        )
+    except ValueError as error:
+        raise GrammarError(f"this model's vocabulary takes no grammar ({error})") from error
+    finally:
+        del spelling.tokens, wrapper.tokens  # the library has a copy
+
+
+class _Spelling:
+    """A tokenizer as llguidance wants it: the bytes of each token, and a text's tokens.
+
+    It has the tokens that the model can choose, no matter how many the tokenizer knows. A model
+    without ends gets one that it can not.
+    """
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, size: int, eos_token_ids: tuple[int, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._size = size
+        self.eos_token_ids = eos_token_ids or (size,)
+        self.eos_token_id = self.eos_token_ids[0]
+        ids = range(max(size, max(self.eos_token_ids) + 1))
+        special = tokenizer.special_ids.union(self.eos_token_ids)
+        self.special_token_ids = [id for id in ids if id in special]
+        self.tokens = [tokenizer.token_bytes(id) for id in ids]
+        self._bytes = {token: id for id, token in enumerate(self.tokens) if len(token) == 1}
+        for id in self.special_token_ids:
+            self.tokens[id] = self._name(id)
+
+    def _name(self, id: int) -> bytes:
+        """What Lark calls a control token."""
+        try:
+            return self._tokenizer.id_to_token(id).encode()
+        except KeyError:
+            return b"<%d>" % id
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        """The tokens of a text that stands in the middle of an answer."""
+        text = text.decode() if isinstance(text, bytes) else text
+        ids = self._encode(text)
+        spelled = b"".join(map(self._tokenizer.token_bytes, ids))
+        if spelled == text.encode() and max(ids, default=0) < self._size:
+            return ids
+        return [self._bytes[bytes([byte])] for byte in text.encode()]
+
+    def _encode(self, text: str) -> list[int]:
+        encode = self._tokenizer.encode
+        if not self._tokenizer.strip_leading_space:
+            return encode(text, add_special_tokens=False)
+        # A text's first token gets a space that is none of its own, unless it follows a line.
+        line = encode("\n", add_special_tokens=False)
+        return encode("\n" + text, add_special_tokens=False)[len(line) :]

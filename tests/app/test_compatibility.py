@@ -1,0 +1,250 @@
+"""docs/compatibility.md: every field of OpenAI's has a row, and every row is true of the server."""
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx
+import pytest
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params
+from pydantic import BaseModel
+
+from app.schemas.openai import ChatBody, CompletionBody, ResponseBody
+from app.schemas.sampling import SamplingFields
+from tests.app.test_bad_input import error_of
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "compatibility.md"
+
+MODEL = "smollm2-135m"
+PROMPT = {"prompt": "Once", "max_tokens": 2}
+MESSAGES = {"messages": [{"role": "user", "content": "Hi"}], "max_completion_tokens": 2}
+INPUT = {"input": "Hi", "max_output_tokens": 2}
+
+ENDPOINTS: dict[str, tuple[type[BaseModel], Any, dict[str, Any]]] = {
+    "/v1/completions": (
+        CompletionBody,
+        completion_create_params.CompletionCreateParamsBase,
+        PROMPT,
+    ),
+    "/v1/chat/completions": (ChatBody, chat_params.CompletionCreateParamsBase, MESSAGES),
+    "/v1/responses": (ResponseBody, response_create_params.ResponseCreateParamsBase, INPUT),
+}
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+
+# What a field may be, where the body above has nothing better; all are taken.
+ACCEPTED: dict[str, list[Any]] = {
+    "model": [MODEL, None],
+    "prompt": ["a", ["a", "b"], [1, 2], [[1, 2], [3]]],
+    "max_tokens": [1, None],
+    "n": [1, 3],
+    "echo": [True],
+    "temperature": [0, 2.0, 1],
+    "top_p": [0.5],
+    "presence_penalty": [2, -2],
+    "frequency_penalty": [1.5],
+    "logit_bias": [{"5": -100}, {}],
+    "stop": ["x", ["x", "y"], None],
+    "seed": [7, -7],
+    "stream": [False, True],
+    "user": ["somebody"],
+    "messages": [
+        [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
+        [{"role": "user", "content": [{"type": "text", "text": text} for text in ("H", "i")]}],
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi", "name": "me"},
+            {"role": "assistant", "content": "Hello", "refusal": None},
+            {"role": "user", "content": "Go on"},
+        ],
+    ],
+    "max_completion_tokens": [3],
+    "modalities": [["text"]],
+    "service_tier": ["auto", "default"],
+    "safety_identifier": ["x"],
+    "prompt_cache_key": ["x"],
+    "parallel_tool_calls": [True, False],
+    "response_format": [
+        {"type": "text"},
+        {"type": "json_object"},
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}},
+    ],
+    "input": ["Hi", [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}]],
+    "instructions": ["Be brief."],
+    "max_output_tokens": [16],
+    "include": [["message.output_text.logprobs"]],
+    "text": [
+        {"format": {"type": "text"}},
+        {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}},
+    ],
+    "background": [True],
+    "metadata": [{"a": "b"}],
+    "tools": [[]],
+    "tool_choice": ["none", "auto"],
+    "truncation": ["disabled"],
+    "previous_response_id": [None],
+}
+ACCEPTED_AT: dict[tuple[str, str], list[Any]] = {
+    ("/v1/completions", "logprobs"): [0, 5],
+    ("/v1/chat/completions", "logprobs"): [True],
+    ("/v1/chat/completions", "top_logprobs"): [0],
+    ("/v1/responses", "top_logprobs"): [3],
+    ("/v1/completions", "stream_options"): [{"include_usage": True}],
+    ("/v1/chat/completions", "stream_options"): [{"include_usage": True}],
+    ("/v1/responses", "stream_options"): [{"include_obfuscation": False}],
+    ("/v1/chat/completions", "store"): [False],
+    ("/v1/responses", "store"): [True, False],
+}
+
+# What is refused with its name, though the field exists.
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/completions", {"prompt": ""}, "prompt"),
+    ("/v1/completions", {"prompt": []}, "prompt"),
+    ("/v1/completions", {"prompt": [[]]}, "prompt"),
+    ("/v1/completions", {"prompt": [1, "a"]}, "prompt"),
+    ("/v1/completions", {"prompt": [-1]}, "prompt"),
+    ("/v1/completions", {"prompt": [49152]}, "prompt"),
+    ("/v1/completions", {"prompt": ["a"] * 129}, "prompt"),
+    ("/v1/completions", {"prompt": ["a"] * 65, "n": 2}, "n"),
+    ("/v1/completions", {"n": 0}, "n"),
+    ("/v1/completions", {"n": 1_000_000}, "n"),
+    ("/v1/completions", {"logprobs": 21}, "logprobs"),
+    ("/v1/completions", {"echo": True, "logprobs": 0}, "echo"),
+    ("/v1/completions", {"max_tokens": 9000}, "max_tokens"),
+    ("/v1/chat/completions", {"messages": []}, "messages"),
+    ("/v1/chat/completions", {"messages": [{"role": "user"}]}, "messages.0.content"),
+    ("/v1/chat/completions", {"messages": [{"role": "king", "content": "x"}]}, "messages.0.role"),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/"}}],
+                }
+            ]
+        },
+        "messages.0.content.0.type",
+    ),
+    ("/v1/chat/completions", {"top_logprobs": 2}, "top_logprobs"),
+    ("/v1/chat/completions", {"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+    ("/v1/chat/completions", {"n": 129}, "n"),
+    ("/v1/chat/completions", {"store": True}, "store"),
+    ("/v1/chat/completions", {"tool_choice": "required"}, "tool_choice"),
+    (
+        "/v1/chat/completions",
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        "tools",
+    ),
+    ("/v1/chat/completions", {"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+    ("/v1/chat/completions", {"max_completion_tokens": 9000}, "max_completion_tokens"),
+    (
+        "/v1/chat/completions",
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "a", "schema": {"type": "nothing"}},
+            }
+        },
+        "response_format",
+    ),
+    ("/v1/responses", {"input": []}, "input"),
+    ("/v1/responses", {"background": True, "store": False}, "store"),
+    ("/v1/responses", {"tools": [{"type": "web_search"}]}, "tools"),
+    (
+        "/v1/responses",
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+        "input.0.content.0.type",
+    ),
+]
+
+
+def rows(path: str) -> dict[str, str]:
+    """The table under an endpoint's heading: field and verdict."""
+    text = DOCUMENT.read_text()
+    section = next(part for part in text.split("\n## ") if part.splitlines()[0].endswith(path))
+    return dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", section, re.MULTILINE))
+
+
+def fields(path: str) -> set[str]:
+    """OpenAI's, as its own client has them. It has the two kinds of `stream` elsewhere."""
+    return set(ENDPOINTS[path][1].__annotations__) | {"stream"}
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_every_field_has_a_row_and_every_row_its_field(path: str) -> None:
+    documented = rows(path)
+    ours = set(ENDPOINTS[path][0].model_fields)
+    assert documented.keys() - fields(path) <= {"user", "seed", "stop"} | ours
+    assert fields(path) <= documented.keys()
+    assert ours - SamplingFields.model_fields.keys() <= documented.keys()
+    for name, verdict in documented.items():
+        assert (verdict == "refused") == (name not in ours), name
+        assert verdict in ("honoured", "differs", "refused")
+
+
+def accepted(path: str) -> Iterator[tuple[str, Any]]:
+    for name, verdict in rows(path).items():
+        if verdict != "refused":
+            for value in ACCEPTED_AT.get((path, name)) or ACCEPTED[name]:
+                yield name, value
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+async def test_fields_that_are_honoured_are_taken(http: httpx.AsyncClient, path: str) -> None:
+    async def take(name: str, value: Any) -> None:
+        answer = await http.post(path, json=ENDPOINTS[path][2] | {name: value})
+        assert answer.status_code == 200, (name, value, answer.text)
+
+    await asyncio.gather(*(take(name, value) for name, value in accepted(path)))
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+async def test_fields_that_are_refused_are_named(http: httpx.AsyncClient, path: str) -> None:
+    body = ENDPOINTS[path][2]
+
+    async def refuse(name: str) -> None:
+        answer = await http.post(path, json=body | {name: "something"})
+        assert answer.status_code == 400, name
+        assert error_of(answer)["param"] == name
+        assert error_of(answer)["code"] == "unknown_field"
+        assert (await http.post(path, json=body | {name: None})).status_code == 200, name
+
+    names = [name for name, verdict in rows(path).items() if verdict == "refused"]
+    await asyncio.gather(*(refuse(name) for name in names))
+
+
+@pytest.mark.parametrize(("path", "change", "param"), REFUSED, ids=lambda value: str(value)[:50])
+async def test_values_that_are_refused_are_named(
+    http: httpx.AsyncClient, path: str, change: dict[str, Any], param: str
+) -> None:
+    answer = await http.post(path, json=ENDPOINTS[path][2] | change)
+    assert answer.status_code == 400, answer.text
+    error = error_of(answer)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert param.partition(".")[0] in error["message"]
+
+
+async def test_ours_are_taken_beside_them(http: httpx.AsyncClient) -> None:
+    extras = {
+        "top_k": 5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "stop_token_ids": [3],
+        "ignore_eos": True,
+        "min_tokens": 1,
+        "priority": 1,
+        "cache_salt": "mine",
+        "on_disconnect": "abort",
+        "grace": 1,
+        "timeout": 30,
+    }
+    assert get_args(SamplingFields.model_fields["on_disconnect"].annotation)
+    for path, (_, _, body) in ENDPOINTS.items():
+        answer = await http.post(path, json=body | extras)
+        assert answer.status_code == 200, answer.text

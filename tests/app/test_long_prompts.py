@@ -1,0 +1,94 @@
+"""A megabyte of text is read without holding up anybody: /health answers, streams keep their pace."""
+
+import asyncio
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server import RunningServer
+
+MEGABYTE = 1 << 20
+STREAM = {"prompt": "Once", "max_length": 4000, "temperature": 0, "ignore_eos": True}
+
+# Ordinary text, one word, many bytes a token, and as few as can be.
+TEXTS = {
+    "prose": "The quick brown fox jumps over the lazy dog. " * (MEGABYTE // 45),
+    "one word": "a" * MEGABYTE,
+    "blanks": " " * MEGABYTE,
+    "no words": "\u2603" * (MEGABYTE // 3),
+}
+
+
+def requests(text: str) -> list[tuple[str, dict[str, Any]]]:
+    messages = [{"role": "user", "content": text}]
+    return [
+        ("/generate", {"prompt": text}),
+        ("/v1/completions", {"prompt": text}),
+        ("/v1/chat/completions", {"messages": messages}),
+        ("/v1/responses", {"input": text}),
+        ("/tokenize", {"prompt": text}),
+        ("/tokenize", {"messages": messages}),
+    ]
+
+
+class Watch:
+    """How long /health takes and how far apart a stream's tokens are, while something goes on."""
+
+    def __init__(self, http: httpx.AsyncClient, lines: Any) -> None:
+        self._http = http
+        self._lines = lines
+        self.health: list[float] = []
+        self.gaps: list[float] = []
+
+    async def while_(self, work: asyncio.Task[Any]) -> None:
+        """Until the work is done; tokens are counted from the first one that comes meanwhile."""
+        asking = asyncio.create_task(self._ask(work))
+        before: float | None = None
+        async for line in self._lines:
+            now = time.perf_counter()
+            if line.startswith("data: "):
+                if before is not None:
+                    self.gaps.append(now - before)
+                before = now
+            if work.done():
+                break
+        await asking
+        await work
+
+    async def _ask(self, work: asyncio.Task[Any]) -> None:
+        while not work.done():
+            began = time.perf_counter()
+            assert (await self._http.get("/health")).status_code == 200
+            self.health.append(time.perf_counter() - began)
+
+    @property
+    def itl_p99(self) -> float:
+        return sorted(self.gaps)[int(len(self.gaps) * 0.99)]
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+async def test_a_megabyte_is_tokenized_beside_a_stream(
+    server: RunningServer, http: httpx.AsyncClient, kind: str
+) -> None:
+    """Its pace before is that of the same stream, with /health asked all the time as well."""
+    async with http.stream("POST", "/generate", json=STREAM | {"stream": True}) as stream:
+        lines = stream.aiter_lines()
+        usual, busy = Watch(http, lines), Watch(http, lines)
+        await usual.while_(asyncio.create_task(asyncio.sleep(3)))
+        await busy.while_(asyncio.create_task(ask_all(http, TEXTS[kind])))
+    print(
+        f"{kind}: /health at most {max(busy.health) * 1000:.0f} ms, ITL p99 "
+        f"{busy.itl_p99 * 1000:.1f} ms, before {usual.itl_p99 * 1000:.1f} ms"
+    )
+    assert max(busy.health) < 0.1
+    assert busy.itl_p99 < 2 * usual.itl_p99
+
+
+async def ask_all(http: httpx.AsyncClient, text: str) -> None:
+    """Each route once; whatever is not refused for its length is given up at once."""
+    for path, body in requests(text):
+        body = body if path == "/tokenize" else body | {"timeout": 0.001}
+        answer = await http.post(path, json=body)
+        assert answer.status_code in (200, 400, 422, 503), answer.text[:300]

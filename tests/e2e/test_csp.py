@@ -1,0 +1,77 @@
+"""The page and the API reference work under their own policy, and what breaks it is stopped."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from tests.e2e.test_page import expect_state, open_page, start
+from tests.server import RunningServer
+
+# Told by the browser itself, whatever the console shows.
+NOTE_VIOLATIONS = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) => {
+  window.violations.push(`${event.effectiveDirective} ${event.blockedURI} ${event.sample}`);
+});
+"""
+
+
+@pytest.fixture
+async def watched(browser: Browser) -> AsyncIterator[Page]:
+    """A page that notes what its policy stops; nothing must go wrong in it."""
+    context = await browser.new_context()
+    page = await context.new_page()
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if is_bad(message.type) else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    await page.add_init_script(NOTE_VIOLATIONS)
+    yield page
+    violations = await page.evaluate("window.violations")
+    await context.close()
+    assert violations == []
+    assert wrong == []
+
+
+def is_bad(kind: str) -> bool:
+    return kind in ("error", "warning")
+
+
+async def test_the_page_works(watched: Page, server: RunningServer) -> None:
+    await open_page(watched, server, max_length=5)
+    await watched.click("#theme")
+    await start(watched)
+    await expect_state(watched, "done")
+
+
+async def test_the_reference_works(watched: Page, server: RunningServer) -> None:
+    await watched.goto(f"{server.url}/docs")
+    health = watched.locator("#operations-operation-health")
+    await health.click()
+    await health.get_by_role("button", name="Try it out").click()
+    await health.get_by_role("button", name="Execute").click()
+    await expect(health.locator(".live-responses-table")).to_contain_text('"status": "ok"')
+
+
+async def test_what_somebody_smuggles_in_does_not_run(page: Page, server: RunningServer) -> None:
+    """The negative control."""
+    await page.add_init_script(NOTE_VIOLATIONS)
+    for path in ("/", "/docs"):
+        await page.goto(server.url + path)
+        await page.evaluate(
+            """() => {
+              const script = document.createElement("script");
+              script.textContent = "window.smuggled = true";
+              document.body.append(script);
+              document.body.insertAdjacentHTML("beforeend", "<p style='color: red'>");
+            }"""
+        )
+        assert await page.evaluate("window.smuggled") is None
+        stopped = {line.split()[0] for line in await page.evaluate("window.violations")}
+        assert stopped == {"script-src-elem", "style-src-attr"}
+
+
+async def test_no_page_frames_ours(page: Page, server: RunningServer) -> None:
+    frame = f"<iframe src='{server.url}/'></iframe>"
+    await page.set_content(frame)
+    await expect(page.frame_locator("iframe").locator("#prompt")).to_have_count(0)

@@ -1,0 +1,76 @@
+"""What /openapi.json says is so: Schemathesis asks what it allows and what it forbids, and looks
+at every answer. With a key, and without.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server import RunningServer, running
+from tests.tiny import TOOLS_TEMPLATE, tiny_llama
+
+ROOT = Path(__file__).parents[2]
+SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+KEY = "a-key-of-this-server"
+
+# DELETE of a tape cancels it and leaves it readable: those who read it are told of the end. So
+# there is no use after free.
+CONFIG = """
+[[operations]]
+include-operation-id = "read_tape"
+checks.use_after_free.enabled = false
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("tiny"), TOOLS_TEMPLATE)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, model: Path, tmp_path: Path) -> Iterator[RunningServer]:
+    """With its flags; what it has to say is a warning."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"{KEY}\n")
+    locked = ("--api-key-file", str(keys)) if request.param else ()
+    flags = ("--model", str(model), "--log-level", "warning", *locked)
+    with running(tmp_path / "log", *flags) as server:
+        yield server
+        assert server.stop() == 0, server.log.read_text()
+
+
+def schemathesis(server: RunningServer, folder: Path, *flags: str) -> str:
+    """Its report. Fails where anything is not as the document says."""
+    config = folder / "schemathesis.toml"
+    config.write_text(CONFIG)
+    command = [str(SCHEMATHESIS), "--config-file", str(config), "run"]
+    common = ("--checks", "all", "--output-sanitize", "false", "--generation-database", "none")
+    run = subprocess.run(
+        [*command, f"{server.url}/openapi.json", *common, "--continue-on-failure", *flags],
+        cwd=folder,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.e2e.between_fields"},
+        capture_output=True,
+        text=True,
+    )
+    report: str = run.stdout
+    assert run.returncode == 0, report + run.stderr
+    return report
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("server", [False, True], indirect=True, ids=["open", "locked"])
+def test_the_document_is_true(
+    server: RunningServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    examples: int = request.config.getoption("examples")
+    key = ("--header", f"Authorization: Bearer {KEY}") if "locked" in request.node.name else ()
+    report = schemathesis(server, tmp_path, "--max-examples", str(examples), *key)
+    print(report[report.index("= SUMMARY") :])
+    assert "Tested: 17" in report
+    health = server.health()
+    assert health["engine"] == "ready"
