@@ -21,7 +21,8 @@ _STEPS[list(b"[{")] = 1
 _STEPS[list(b"]}")] = -1
 
 _ALL_DIGITS_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
-_LONG = b"0" * 19  # what fits neither int64 nor uint64 has 19 digits and a sign, or 20
+_LONG = b"0" * 19
+_LEAST, _GREATEST = b"-9223372036854775808", b"18446744073709551615"  # both are as long
 _ALL_MARKS_COMMAS = bytes.maketrans(b"[]{}:", b"," * 5)
 
 
@@ -66,11 +67,19 @@ def _check_integers(written: bytes) -> None:
     if _LONG not in written.translate(_ALL_DIGITS_ZERO):
         return
     numbers = written.translate(_ALL_MARKS_COMMAS, b" \t\r\n").split(b",")
-    for number in [number for number in numbers if len(number) >= len(_LONG) + 1]:
-        if number.lstrip(b"-").isdigit() and not -(2**63) <= int(number) < 2**64:
+    for number in [number for number in numbers if not _fits(number)]:
+        if number.lstrip(b"-").isdigit():
             raise ValueError(
                 f"the integer {number.decode():.40} has more than 64 bits; send a smaller one"
             )
+
+
+def _fits(number: bytes) -> bool:
+    """Whether a number is surely none that is too long, by its digits."""
+    length = len(number)
+    return length < len(_LEAST) or (
+        length == len(_LEAST) and (number <= _LEAST or b"0" <= number <= _GREATEST)
+    )
 
 
 def _check_keys(data: bytes, written: bytes, value: Any) -> None:

@@ -96,14 +96,17 @@ def encode_chat(
     none came from a message, and the first is encoded as the model's authors would. Otherwise the
     second is: its control tokens are the template's, and what lies between is encoded as text,
     with the hidden characters shown again. (A template that looks for such text then misses it.)
+    Where there is no such character, once is enough.
 
     Raises:
         ChatTemplateError: as `ChatTemplate.render`.
         ValueError: a message holds lone surrogates.
     """
     rendered = template.render(messages, add_generation_prompt=add_generation_prompt, **extra)
-    given = [rendered, *_strings(messages), *_strings(extra)]
-    hide, show = _disguise(tokenizer.control_initials, frozenset().union(*given))
+    given = [*_strings(messages), *_strings(extra)]
+    if not any(initial in text for initial in tokenizer.control_initials for text in given):
+        return tokenizer.encode(rendered, add_special_tokens=False, parse_special=True)
+    hide, show = _disguise(tokenizer.control_initials, frozenset().union(rendered, *given))
     disguised = template.render(
         _translated(messages, hide),
         add_generation_prompt=add_generation_prompt,

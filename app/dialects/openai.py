@@ -21,13 +21,13 @@ TokenBytes = Callable[[int], bytes]
 DONE: Final = b"[DONE]"
 
 # How a failed generation is told where there was no answer yet: the status of an error body.
-_STATUS: Final[Mapping[FinishReason, int]] = {
+STATUS: Final[Mapping[FinishReason, int]] = {
     "error": 500,
     "timeout": 503,
     "shutdown": 503,
     "cancelled": 409,
 }
-_WORDS: Final[Mapping[FinishReason, str]] = {
+WORDS: Final[Mapping[FinishReason, str]] = {
     "error": "the generation failed; try again",
     "timeout": "the generation took longer than its timeout",
     "shutdown": "the server is going down; try again shortly",
@@ -76,9 +76,9 @@ def gap_error(gap: Gap) -> bytes:
 def failure(end: End) -> Object | None:
     """What went wrong, as an error object; None where nothing did."""
     reason = end.finish_reason
-    if reason not in _STATUS:
+    if reason not in STATUS:
         return None
-    return error_data(_STATUS[reason], end.error or _WORDS[reason], reason)
+    return error_data(STATUS[reason], end.error or WORDS[reason], reason)
 
 
 def error_data(status: int, message: str, code: str) -> Object:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from app.schemas.native import ErrorBody
+from app.tapes.position import TAPE_ID
 
 Answers = dict[int | str, dict[str, Any]]
 
@@ -24,15 +25,19 @@ _MEANINGS = {
 }
 
 
-def _header(description: str, **schema: Any) -> dict[str, Any]:
-    return {"description": description, "required": True, "schema": schema}
+def _header(description: str, *, always: bool = True, **schema: Any) -> dict[str, Any]:
+    return {"description": description, "required": always, "schema": schema}
 
 
-_SECONDS = _header("Seconds to wait before trying again.", type="integer", minimum=1)
+def _seconds(*, always: bool) -> dict[str, Any]:
+    words = "Seconds to wait before trying again."
+    return {"Retry-After": _header(words, always=always, type="integer", minimum=1)}
+
+
 _HEADERS = {
     401: {"headers": {"WWW-Authenticate": _header("How.", type="string", const="Bearer")}},
-    429: {"headers": {"Retry-After": _SECONDS}},
-    503: {"headers": {"Retry-After": _SECONDS}},
+    429: {"headers": _seconds(always=True)},
+    503: {"headers": _seconds(always=False)},  # who gave it too little time need not come again
 }
 
 
@@ -48,10 +53,7 @@ def refusals(*statuses: int) -> Answers:
     }
 
 
-_TAPE = {
-    "description": "The tape's id.",
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9_-]{22}$"},
-}
+_TAPE = _header("The tape's id.", always=False, type="string", pattern=f"^{TAPE_ID}$")
 _LINKS = {
     "read_tape": {"tape_id": "$response.body#/tape"},
     "cancel_tape": {"tape_id": "$response.body#/tape"},

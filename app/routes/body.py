@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app import strict_json
 from app.errors import APIError, body_too_large
-from app.services import services_of
+from app.services import caller_of, services_of
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -38,12 +38,16 @@ class _StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route whose body, if it takes one, is strict JSON; one labelled otherwise gets 415."""
+    """A route for callers with a key, whose body, if it takes one, is strict JSON.
+
+    Who has no key is refused before the body is read; a body labelled otherwise gets 415.
+    """
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
+            caller_of(request)
             kind = request.headers.get("content-type", "(none)").partition(";")[0]
             if self.body_field and kind.strip().lower() != "application/json":
                 raise APIError(

@@ -7,7 +7,7 @@ from app.dialects import tool_calls
 from app.dialects.openai_chat import ChatForm, ChatStream, completion
 from app.errors import out_of_range
 from app.routes.answers import success
-from app.routes.openai import REFUSALS, OpenAIRoute, check_model, grammar_from
+from app.routes.openai import REFUSALS, OpenAIRoute, check_end, check_model, grammar_from
 from app.routes.reading import IdempotencyKey, LastEventID, reached, stream
 from app.routes.starting import start, whole
 from app.schemas import frames
@@ -45,6 +45,7 @@ async def chat(
         tape = await start(services, caller, _ask(body), idempotency_key)
         return stream(services, tape, dialect=ChatStream(tape, form))
     tape, end = await whole(services, caller, _ask(body), idempotency_key, request)
+    check_end(end)
     return JSONResponse(completion(tape, end, form), headers={"X-Tape": tape.id})
 
 

@@ -5,7 +5,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.dialects.openai_completions import CompletionForm, CompletionStream, completion
 from app.routes.answers import success
-from app.routes.openai import REFUSALS, OpenAIRoute, check_model
+from app.routes.openai import REFUSALS, OpenAIRoute, check_end, check_model
 from app.routes.reading import IdempotencyKey, LastEventID, reached, stream
 from app.routes.starting import start, whole
 from app.schemas import frames
@@ -40,6 +40,7 @@ async def complete(
         tape = await start(services, caller, body.ask(), idempotency_key)
         return stream(services, tape, dialect=CompletionStream(tape, form))
     tape, end = await whole(services, caller, body.ask(), idempotency_key, request)
+    check_end(end)
     return JSONResponse(completion(tape, end, form), headers={"X-Tape": tape.id})
 
 

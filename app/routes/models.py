@@ -1,13 +1,16 @@
 """/v1/models: the one model that is served."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 
 from app.routes.answers import refusals
 from app.routes.openai import check_model
+from app.schemas.fields import OWN
 from app.schemas.openai_answers import Model, ModelList
 from app.services import CallerDep, Services, ServicesDep
+
+Name = Annotated[str, Path(json_schema_extra={OWN: "name"})]
 
 router = APIRouter(prefix="/v1/models", tags=["openai"])
 
@@ -21,7 +24,7 @@ async def models(services: ServicesDep, caller: CallerDep) -> Any:
 @router.get(
     "/{model:path}", response_model=Model, operation_id="retrieve_model", responses=refusals(404)
 )
-async def model(model: str, services: ServicesDep, caller: CallerDep) -> Any:
+async def model(model: Name, services: ServicesDep, caller: CallerDep) -> Any:
     """The model by its name, which may have slashes."""
     check_model(services, model)
     return _model(services)

@@ -8,10 +8,12 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
+from app.dialects import openai
 from app.errors import APIError, from_validation, out_of_range
 from app.routes.answers import RESUMED, refusals
 from app.routes.body import StrictRoute
 from app.services import Services
+from app.tapes.tape import End
 from model.grammar import GrammarError
 
 REFUSALS = {**RESUMED, **refusals(404, 409, 429, 503)}
@@ -47,6 +49,19 @@ def _bad_request(error: APIError) -> APIError:
     if error.status_code != 422:
         return error
     return APIError(400, error.detail, param=error.param, code=error.code)
+
+
+def check_end(end: End) -> None:
+    """Raises APIError for an end that OpenAI's answers have no word for, though there is text.
+
+    Clients that try again by themselves would only run into the same timeout.
+    """
+    reason = end.finish_reason
+    if reason in openai.STATUS:
+        message = end.error or openai.WORDS[reason]
+        raise APIError(
+            openai.STATUS[reason], message, code=reason, headers={"X-Should-Retry": "false"}
+        )
 
 
 def check_model(services: Services, name: str | None) -> None:

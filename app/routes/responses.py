@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from app.dialects.openai_responses import ResponseForm, ResponseStream, response
@@ -17,12 +17,15 @@ from app.schemas.openai import ResponseBody
 from app.schemas.openai_answers import ResponseObject
 from app.schemas.sampling import OnDisconnect
 from app.services import Caller, CallerDep, Services, ServicesDep
+from app.tapes.position import TAPE_ID
 from app.tapes.tape import Tape
 from model.chat_template import Message
 
 router = APIRouter(prefix="/v1/responses", route_class=OpenAIRoute, tags=["openai"])
 
 _PREFIX = "resp_"
+
+ResponseID = Annotated[str, Path(json_schema_extra={"pattern": f"^{_PREFIX}{TAPE_ID}$"})]
 
 
 @router.post(
@@ -69,7 +72,7 @@ async def create(
     responses={**success(200, stream=frames.RESPONSE), **RESUMED, **refusals(404)},
 )
 async def retrieve(
-    response_id: str,
+    response_id: ResponseID,
     services: ServicesDep,
     caller: CallerDep,
     stream_: Annotated[bool, Query(alias="stream", description="As events.")] = False,
@@ -95,7 +98,7 @@ async def retrieve(
     operation_id="cancel_response",
     responses={**success(200), **refusals(404)},
 )
-async def cancel(response_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+async def cancel(response_id: ResponseID, services: ServicesDep, caller: CallerDep) -> Response:
     """End the generation; what it has brought forth stays. One that has ended stays as it is."""
     tape, form = _stored(services, caller, response_id)
     services.registry.cancel(tape.id)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Path, Query
 from starlette.responses import JSONResponse, Response
 
 from app.errors import APIError
@@ -13,8 +13,10 @@ from app.routes.starting import start
 from app.schemas import frames
 from app.schemas.native import TapeBody, TapeCreated, TapeSnapshot
 from app.services import CallerDep, ServicesDep
-from app.tapes.position import parse_position
+from app.tapes.position import TAPE_ID, parse_position
 from app.tapes.tape import Tape
+
+TapeID = Annotated[str, Path(json_schema_extra={"pattern": f"^{TAPE_ID}$"})]
 
 router = APIRouter(prefix="/v1/tapes", route_class=StrictRoute, tags=["tapes"])
 
@@ -58,7 +60,7 @@ async def create(
     },
 )
 async def read(
-    tape_id: str,
+    tape_id: TapeID,
     services: ServicesDep,
     caller: CallerDep,
     after: Annotated[int, Query(ge=0, description="Go on after this entry.")] = 0,
@@ -73,7 +75,7 @@ async def read(
 
 
 @router.delete("/{tape_id}", status_code=204, operation_id="cancel_tape", responses=refusals(404))
-async def cancel(tape_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+async def cancel(tape_id: TapeID, services: ServicesDep, caller: CallerDep) -> Response:
     """End the generation; every reader gets the terminal frame."""
     services.registry.cancel(find(services, caller, tape_id).id)
     return Response(status_code=204)

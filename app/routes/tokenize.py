@@ -31,10 +31,10 @@ async def tokenize(body: TokenizeBody, services: ServicesDep, caller: CallerDep)
 
 def _answer(services: Services, ids: list[int]) -> Response:
     """Written by itself: a megabyte of text is 250,000 tokens, too many to be checked again."""
-    tokenizer = services.admission.tokenizer
+    pieces = {token_id: services.admission.tokenizer.piece(token_id) for token_id in set(ids)}
     answer = {
         "tokens": ids,
-        "pieces": [tokenizer.piece(token_id) for token_id in ids],
+        "pieces": [pieces[token_id] for token_id in ids],
         "count": len(ids),
         "max_model_len": services.admission.context,
     }

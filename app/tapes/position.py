@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from app.errors import APIError
 
-POSITION = "([A-Za-z0-9_-]{22}):(0|[1-9][0-9]{0,9})"
+TAPE_ID = "[A-Za-z0-9_-]{22}"
+POSITION = f"({TAPE_ID}):(0|[1-9][0-9]{{0,9}})"
 _ID = re.compile(POSITION)
 
 

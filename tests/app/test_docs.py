@@ -27,6 +27,7 @@ MENTION = re.compile(r"`([\w.]+)`\s+in\s+\[[^\]]+\]\(([^)\s#]+\.py)\)")
 def markdown_files() -> list[Path]:
     folders = [path for path in ROOT.iterdir() if path.is_dir() and path.name[0] != "."]
     nested = (path for folder in folders for path in folder.rglob("*.md"))
+    nested = (path for path in nested if "node_modules" not in path.parts)
     return sorted([*ROOT.glob("*.md"), *nested])
 
 

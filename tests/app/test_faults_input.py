@@ -20,6 +20,7 @@ from typing import Any, get_args
 
 import httpx
 import pytest
+from tokenizers.pre_tokenizers import ByteLevel
 
 from app.routes.generate import GenerateBody
 from tests.answers import read_all
@@ -37,13 +38,11 @@ async def http(tiny_server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture(autouse=True)
-def _unharmed(tiny_server: RunningServer) -> Iterator[None]:
+async def _unharmed(tiny_server: RunningServer) -> AsyncIterator[None]:
     """Whatever a test sends, the server and its engine live on, and nothing is left over."""
-    before = tiny_server.health()["engine_pid"]
+    pid = tiny_server.health()["engine_pid"]
     yield
-    health = tiny_server.health()
-    assert (health["engine"], health["engine_pid"]) == ("ready", before)
-    assert (health["running"], health["waiting"]) == (0, 0)
+    await tiny_server.health_becomes(5, engine="ready", engine_pid=pid, running=0, waiting=0)
 
 
 # ---- section 2: what has a CVE or an advisory
@@ -238,28 +237,37 @@ async def test_as_many_stop_strings_as_may_be_take_no_time(http: httpx.AsyncClie
     assert took < 5 * plain.json()["timings"]["total_ms"] + 500
 
 
-SEPARATORS = (
-    "\r\n\r \n \x00 \x85 \u2028 \u2029 \x0b \x0c \x1c \ufeff id: x\n\nevent: done\ndata: {}"
+def tokens_of(text: str) -> list[int]:
+    """Those of the tiny model, one for each byte; a byte is a letter in its vocabulary."""
+    alphabet = sorted(ByteLevel.alphabet())
+    letters = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
+    return [alphabet.index(letter) for letter in letters]
+
+
+@pytest.mark.parametrize(
+    ("alphabet", "wanted"),
+    [
+        ("\r\n\x00\x0b\x0c\x1c :", {"\r", "\n", "\x00", "\r\n", "\n\n"}),
+        ("\u2028", {"\u2028"}),
+    ],
+    ids=["line ends", "U+2028"],
 )
-
-
-async def test_cve_2026_44214_no_text_makes_a_frame(http: httpx.AsyncClient) -> None:
+async def test_cve_2026_44214_no_text_makes_a_frame(
+    http: httpx.AsyncClient, alphabet: str, wanted: set[str]
+) -> None:
     """Line ends of every kind go through a stream byte for byte, and end no line of it."""
-    bias = {str(token): 100 for token in (201, 198, 188, 127)}  # of the tiny model: bytes \r, \n...
+    bias = {str(token): 100 for token in tokens_of(alphabet)}
+    seen = ""
     for seed in range(5):
-        body = {
-            "prompt": SEPARATORS,
-            "max_length": 60,
-            "seed": seed,
-            "temperature": 2.0,
-            "ignore_eos": True,
-            "logit_bias": bias,
-        }
+        body = {"prompt": "\r\n\u2028\x00", "max_length": 60, "seed": seed, "temperature": 2.0}
+        body |= {"ignore_eos": True, "logit_bias": bias}
         reading, whole = await asyncio.gather(
             read_all(http, body), http.post("/generate", json=body)
         )
         assert reading.text == whole.json()["generated_text"]
         assert len(reading.token_ids) == 60
+        seen += reading.text
+    assert {text for text in wanted if text in seen} == wanted
 
 
 @pytest.mark.parametrize(

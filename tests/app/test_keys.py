@@ -81,6 +81,14 @@ async def test_every_route_wants_a_key_or_is_on_the_list(
         assert (await http.get(path)).status_code == 200
 
 
+async def test_nothing_of_a_stranger_is_read(http: httpx.AsyncClient) -> None:
+    """Neither the body nor what it claims to be: a megabyte that is no JSON is 401, too."""
+    for body, kind in [(b"[" * (1 << 20), "application/json"), (b"x", "text/plain")]:
+        headers = {"Content-Type": kind}
+        for path in ("/generate", "/v1/chat/completions", "/tokenize"):
+            assert (await http.post(path, content=body, headers=headers)).status_code == 401
+
+
 @pytest.mark.parametrize("owner", [ALICE, BOB])
 async def test_a_tape_does_not_exist_for_another_key(http: httpx.AsyncClient, owner: str) -> None:
     other = BOB if owner == ALICE else ALICE

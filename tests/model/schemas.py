@@ -37,7 +37,7 @@ LIST = {"anyOf": [{"type": "null"}, closed({}, {"rest": {"$ref": "#/$defs/list"}
 LEAF = closed({"end": {"const": True}})
 NODE = closed({"value": INTEGER}, {"next": {"anyOf": [{"$ref": "#/$defs/node"}, LEAF]}})
 CHAIN = {"$ref": "#/$defs/node", "$defs": {"node": NODE}}
-FORMATS = ["date", "time", "date-time", "duration", "ipv4", "ipv6", "uuid"]
+FORMATS = ["date", "time", "date-time", "duration", "email", "ipv4", "ipv6", "uuid"]
 
 SCHEMAS: dict[str, Schema] = {
     # objects
@@ -101,7 +101,6 @@ SCHEMAS: dict[str, Schema] = {
     "recursion": {"$ref": "#/$defs/list", "$defs": {"list": LIST}},
     # strings
     "length": text(8, minLength=3),
-    "fixed length": text(5, minLength=5),
     "pattern": pattern("^[A-Z]{2}-[0-9]{4}$"),
     "pattern of choices": pattern("^(north|south) (east|west)$"),
     "pattern within": pattern("^.{0,3}[0-9]{2}.{0,3}$"),

@@ -145,6 +145,32 @@ def test_any_json_object(tiny: Engine) -> None:
     assert all(answer.text.startswith("{") for answer in answers.values())
 
 
+NOT_OF_THE_FORMAT = {
+    "date": ["2023-02-29", "2024-04-31"],
+    "date-time": ["2023-02-29T00:00:00Z", "2024-01-01T12:51:60Z"],
+    "time": ["12:51:60Z", "24:00:00Z"],
+    "email": [f"{'a' * 65}@example.org", f"a@{'b' * 64}.org", "a@b@c"],
+    "hostname": [".".join(["a" * 50] * 6)],
+}
+
+
+@pytest.mark.parametrize("name", NOT_OF_THE_FORMAT)
+def test_formats_are_kept_to_the_letter(name: str) -> None:
+    good = {"date": "2024-02-28", "time": "12:51:59Z", "date-time": "2024-02-28T12:51:59Z"}
+    schema = closed({"format": {"type": "string", "format": name}})
+    grammar = json_schema(schema)
+    fine = good.get(name, "a@example.org" if name == "email" else "example.org")
+    assert accepts(grammar, json.dumps({"format": fine}))
+    for wrong in NOT_OF_THE_FORMAT[name]:
+        assert not is_valid(schema, {"format": wrong})
+        assert not accepts(grammar, json.dumps({"format": wrong}))
+
+
+def test_what_only_looks_like_a_format_is_left_alone() -> None:
+    constant = {"format": "date", "allOf": 1}
+    assert accepts(json_schema({"const": constant}), json.dumps(constant))
+
+
 def test_json_embedded_in_lark_is_written_in_the_same_way(tiny: Engine) -> None:
     call = closed({"name": {"const": "weather"}, "arguments": closed({"days": {"enum": [1, 2]}})})
     grammar = lark(f'start: "<call>" json "</call>"\njson: %json {embedded(call)}')
