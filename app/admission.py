@@ -3,15 +3,17 @@
 import asyncio
 import secrets
 from dataclasses import dataclass
+from functools import partial
 
 from app.dialects import tool_calls
 from app.engine_link import EngineLink
 from app.errors import out_of_range, try_later
+from app.quiet import quietly
 from app.schemas.ask import Ask, Conversation, Prompt
 from app.schemas.sampling import SamplingFields
 from app.tapes.registry import Registry
 from model import grammar
-from model.chat_template import ChatTemplate, ChatTemplateError, encode_chat
+from model.chat_template import ChatTemplate, ChatTemplateError, Text, chat_parts
 from model.config import ModelConfig
 from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
@@ -111,26 +113,44 @@ class Admission:
             )
         return ids
 
-    async def _encode(self, text: str) -> list[int]:
+    async def _encode(self, text: str, **options: bool) -> list[int]:
+        """Off the loop where it takes long, and behind everybody's tokens where it takes longer."""
         if len(text) <= _SHORT:
-            return self.tokenizer.encode(text)
-        return await asyncio.to_thread(self.tokenizer.encode, text)
+            return self.tokenizer.encode(text, **options)
+        encode = partial(self.tokenizer.encoding, text, **options)
+        is_long = len(text) >= self.context * _CHARACTERS_PER_TOKEN
+        encoding = await (quietly(encode) if is_long else asyncio.to_thread(encode))
+        ids: list[int] = encoding.ids
+        return ids
 
     async def _render(self, conversation: Conversation) -> list[int]:
         """The model's own way to write a conversation. Raises APIError where it has none."""
+        ids: list[int] = []
+        for part in await self._parts(conversation):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += await self._encode(
+                    part.text, add_special_tokens=False, parse_special=part.trusted
+                )
+        return ids
+
+    async def _parts(self, conversation: Conversation) -> list[int | Text]:
         if self.chat_template is None:
             raise out_of_range(
                 "messages", "this model has no chat template; use /v1/completions or /generate"
             )
-        if len(conversation.text) <= _SHORT and not conversation.extra:
-            return self._encode_chat(self.chat_template, conversation)
-        return await asyncio.to_thread(self._encode_chat, self.chat_template, conversation)
-
-    def _encode_chat(self, template: ChatTemplate, conversation: Conversation) -> list[int]:
+        parts = partial(
+            chat_parts,
+            self.tokenizer,
+            self.chat_template,
+            conversation.messages,
+            **conversation.extra,
+        )
         try:
-            return encode_chat(
-                self.tokenizer, template, conversation.messages, **conversation.extra
-            )
+            if len(conversation.text) <= _SHORT and not conversation.extra:
+                return parts()
+            return await asyncio.to_thread(parts)
         except ChatTemplateError as error:
             raise out_of_range("messages", str(error)) from None
 

@@ -22,6 +22,10 @@ _PLAIN_WORDS = {
 _OF_PYDANTIC = re.compile(r"\[|^[A-Z][A-Za-z]+$")
 
 
+# Characters of a key that are told: it is anybody's, and may have megabytes.
+_MAX_NAME = 80
+
+
 class APIError(HTTPException):
     """A refusal with its HTTP status. Raise it anywhere before the response has begun.
 
@@ -37,8 +41,8 @@ class APIError(HTTPException):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, message, dict(headers or {}))
-        self.param = param
+        super().__init__(status, _in_one_line(message), dict(headers or {}))
+        self.param = param and _in_one_line(param)
         self.code = code
 
     def response(self) -> Response:
@@ -49,6 +53,11 @@ class APIError(HTTPException):
             "code": self.code,
         }
         return JSONResponse({"error": error}, self.status_code, self.headers)
+
+
+def _in_one_line(text: str) -> str:
+    """Messages quote what was sent, and nobody's keys or names shall write lines into a log."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def error_type(status: int) -> str:
@@ -131,7 +140,7 @@ def _routes(routes: Iterable[Any]) -> Iterator[Any]:
 def from_validation(first: Mapping[str, Any]) -> APIError:
     """pydantic's first complaint as one sentence that names the field."""
     places = ("body", "query", "path", "header")
-    location = [str(part) for part in first["loc"] if part not in places]
+    location = [str(part)[:_MAX_NAME] for part in first["loc"] if part not in places]
     named = [part for part in location if not _OF_PYDANTIC.search(part)]
     if param := first.get("ctx", {}).get("param"):
         named.append(param)
@@ -147,12 +156,10 @@ def from_validation(first: Mapping[str, Any]) -> APIError:
 
 
 def _in_words_of_json(complaint: Mapping[str, Any]) -> str:
-    """pydantic's are Python's: what it calls a dictionary or False is not what was sent."""
+    """pydantic's are Python's: what it calls a dictionary is not what was sent."""
     if complaint["type"] in ("dict_type", "model_type", "model_attributes_type"):
         return "should be an object"
     message = str(complaint["msg"])
     for prefix in ("Value error, ", "Input ", "String ", "List ", "Dictionary "):
         message = message.removeprefix(prefix)
-    if complaint["type"] == "literal_error":
-        message = message.replace("False", "false").replace("True", "true")
     return message.replace(" after validation", "")

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
 from math import inf
@@ -81,6 +82,14 @@ class ChatTemplate:
             _deadline.reset(until)
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A part of a conversation; in a trusted one control tokens count as such."""
+
+    text: str
+    trusted: bool = False
+
+
 def encode_chat(
     tokenizer: Tokenizer,
     template: ChatTemplate,
@@ -91,6 +100,31 @@ def encode_chat(
 ) -> list[int]:
     """The token ids of a conversation, in which only the template can write control tokens.
 
+    Raises:
+        ChatTemplateError: as `ChatTemplate.render`.
+        ValueError: a message holds lone surrogates.
+    """
+    ids: list[int] = []
+    for part in chat_parts(
+        tokenizer, template, messages, add_generation_prompt=add_generation_prompt, **extra
+    ):
+        if isinstance(part, int):
+            ids.append(part)
+        else:
+            ids += tokenizer.encode(part.text, add_special_tokens=False, parse_special=part.trusted)
+    return ids
+
+
+def chat_parts(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    **extra: Any,
+) -> list[int | Text]:
+    """What `encode_chat` encodes, one after the other: control tokens as ids, and texts.
+
     The conversation is rendered twice: as it is, and with every character that could begin a
     control token hidden in all that the caller gave. If both have the same control tokens, then
     none came from a message, and the first is encoded as the model's authors would. Otherwise the
@@ -100,12 +134,11 @@ def encode_chat(
 
     Raises:
         ChatTemplateError: as `ChatTemplate.render`.
-        ValueError: a message holds lone surrogates.
     """
     rendered = template.render(messages, add_generation_prompt=add_generation_prompt, **extra)
     given = [*_strings(messages), *_strings(extra)]
     if not any(initial in text for initial in tokenizer.control_initials for text in given):
-        return tokenizer.encode(rendered, add_special_tokens=False, parse_special=True)
+        return [Text(rendered, trusted=True)]
     hide, show = _disguise(tokenizer.control_initials, frozenset().union(rendered, *given))
     disguised = template.render(
         _translated(messages, hide),
@@ -115,14 +148,8 @@ def encode_chat(
     pieces = list(tokenizer.split_control(disguised))
     control = [piece for piece in pieces if isinstance(piece, int)]
     if control == [p for p in tokenizer.split_control(rendered) if isinstance(p, int)]:
-        return tokenizer.encode(rendered, add_special_tokens=False, parse_special=True)
-    ids: list[int] = []
-    for piece in pieces:
-        if isinstance(piece, int):
-            ids.append(piece)
-        else:
-            ids += tokenizer.encode(piece.translate(show), add_special_tokens=False)
-    return ids
+        return [Text(rendered, trusted=True)]
+    return [piece if isinstance(piece, int) else Text(piece.translate(show)) for piece in pieces]
 
 
 def _disguise(

@@ -51,6 +51,12 @@ class Request:
         return self.token_ids[self.num_prompt :]
 
     @property
+    def plain(self) -> bool:
+        """Whether the next token is known from the argmax alone, or without it."""
+        forced = self.guide is not None and bool(self.guide.forced)
+        return self.params.plain or (forced and self.params.logprobs is None)
+
+    @property
     def num_pending(self) -> int:
         """Tokens whose K/V must be computed before the next one can be sampled."""
         return len(self.token_ids) - self.num_computed

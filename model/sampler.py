@@ -11,8 +11,9 @@ grammar can go on.
 The draw depends on the logits, the seed and the position alone (model/noise.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from model.draw import best, draw
-from model.guide import barriers
+from model.guide import Mask, allows, barrier
+from model.guide import masks as masks_of
 from model.logits import Logits
 from model.noise import key
 from model.request import Request
@@ -52,11 +54,13 @@ def sample(
         for i, request in enumerate(requests)
         if tokens[i] is not None and not request.params.plain
     ]
-    forced = _forced(wishing, requests)
-    for i, forced_token in forced.items():
-        tokens[i] = forced_token
-    if free := [i for i in wishing if i not in forced]:
-        for i, token in _next_tokens(logits, free, requests, eos_token_ids):
+    known = _forced(wishing, requests)
+    masks = _masks([i for i in wishing if i not in known], requests)
+    known |= _allowed_best(logits, masks, requests)
+    for i, known_token in known.items():
+        tokens[i] = known_token
+    if free := [i for i in wishing if i not in known]:
+        for i, token in _next_tokens(logits, free, requests, eos_token_ids, masks):
             tokens[i] = token
     choices = [None if token is None else Choice(token) for token in tokens]
     logged = [i for i in wishing if choices[i] and requests[i].params.logprobs is not None]
@@ -67,24 +71,43 @@ def sample(
 
 
 def _forced(which: list[int], requests: Sequence[Request]) -> dict[int, int]:
-    """The tokens of those requests whose grammar allows but one."""
-    forced = {}
-    for i in which:
-        if guide := requests[i].guide:
-            guide.look_ahead()
-            if guide.forced:
-                forced[i] = guide.forced[0]
-    return forced
+    """The tokens of those requests whose grammar is known to allow but one."""
+    guides = [(i, requests[i].guide) for i in which]
+    return {i: guide.forced[0] for i, guide in guides if guide and guide.forced}
+
+
+def _masks(which: list[int], requests: Sequence[Request]) -> dict[int, Mask]:
+    """What the grammars of those requests allow, for those that have one."""
+    guides = {i: guide for i in which if (guide := requests[i].guide)}
+    found = masks_of(list(guides.values())) if guides else []
+    return dict(zip(guides, found, strict=True))
+
+
+def _allowed_best(
+    logits: Logits, masks: Mapping[int, Mask], requests: Sequence[Request]
+) -> dict[int, int]:
+    """The argmax of those that want no more than that, where their grammar allows it."""
+    best = {i: logits.best[i] for i in masks if requests[i].params.greedy}
+    return {
+        i: token
+        for i, token in best.items()
+        if not _adjusts(requests[i]) and allows(masks[i], token)
+    }
 
 
 def _next_tokens(
-    logits: Logits, which: list[int], requests: Sequence[Request], eos_token_ids: tuple[int, ...]
+    logits: Logits,
+    which: list[int],
+    requests: Sequence[Request],
+    eos_token_ids: tuple[int, ...],
+    masks: Mapping[int, Mask],
 ) -> list[tuple[int, int | None]]:
     """Row and token, for those of the requests. None where nothing is left to choose from."""
-    changed = [i for i in which if _changes(requests[i])]
-    others = [i for i in which if not _changes(requests[i])]
+    changed = [i for i in which if i in masks or _adjusts(requests[i])]
+    others = [i for i in which if i not in changed]
     some = [requests[i] for i in changed]
-    adjusted = Logits.of(adjust(logits.rows[changed], some, eos_token_ids))
+    rows = adjust(logits.rows[changed], some, eos_token_ids, [masks.get(i) for i in changed])
+    adjusted = Logits.of(rows)
     alive = [n for n, finite in enumerate(adjusted.finite) if finite]
     tokens = dict(zip(alive, _choose(adjusted, alive, some), strict=True))
     return [
@@ -105,23 +128,24 @@ def _choose(logits: Logits, which: Sequence[int], requests: Sequence[Request]) -
 # ---- what changes the logits
 
 
-def _changes(request: Request) -> bool:
+def _adjusts(request: Request) -> bool:
     params = request.params
-    early = request.num_output < params.min_tokens
-    return bool(params.logit_bias) or params.penalizes or early or request.guide is not None
+    return bool(params.logit_bias) or params.penalizes or request.num_output < params.min_tokens
 
 
-def adjust(rows: Tensor, requests: Sequence[Request], eos_token_ids: tuple[int, ...]) -> Tensor:
+def adjust(
+    rows: Tensor,
+    requests: Sequence[Request],
+    eos_token_ids: tuple[int, ...],
+    masks: Iterable[Mask | None] = repeat(None),
+) -> Tensor:
     """Each row of logits (R, vocabulary), in place, with bias, penalties and forbidden tokens.
 
     Repetition divides positive logits and multiplies negative ones of every token that the prompt
     or the output holds (Keskar et al. 2019, section 4.1). Presence subtracts once, frequency once
-    per occurrence, both over the output only (OpenAI's definition). Nothing is left of a row whose
-    grammar has failed.
+    per occurrence, both over the output only (OpenAI's definition). `masks` are those of grammars.
     """
-    guides = [request.guide for request in requests if request.guide]
-    barrier = iter(barriers(guides) if guides else ())
-    for row, request in zip(rows, requests, strict=True):
+    for row, request, mask in zip(rows, requests, masks, strict=False):
         params = request.params
         if params.logit_bias:
             row[_ids(list(params.logit_bias), row)] += _numbers(
@@ -130,8 +154,8 @@ def adjust(rows: Tensor, requests: Sequence[Request], eos_token_ids: tuple[int, 
         if params.penalizes:
             _penalize(row, request)
         early = _early_ends(request, eos_token_ids)
-        if request.guide:
-            _keep_to(row, torch.from_numpy(next(barrier)), early)
+        if mask is not None:
+            _keep_to(row, mask, early)
         elif early:
             row[_ids(early, row)] = -torch.inf
     return rows
@@ -145,14 +169,14 @@ def _early_ends(request: Request, eos_token_ids: tuple[int, ...]) -> list[int]:
     return [*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)]
 
 
-def _keep_to(row: Tensor, barrier: Tensor, early: list[int]) -> None:
+def _keep_to(row: Tensor, mask: Mask, early: list[int]) -> None:
     """Forbid what the grammar does not allow, and early ends where it allows anything else."""
-    barrier = barrier[: len(row)]
+    limits = torch.from_numpy(barrier(mask))[: len(row)]
     if early:
-        higher = barrier.clone()
-        higher[early] = -torch.inf
-        barrier = higher if higher.max() == 0 else barrier
-    row += barrier.to(row.device)
+        stricter = limits.clone()
+        stricter[early] = -torch.inf
+        limits = stricter if stricter.max() == 0 else limits
+    row += limits.to(row.device)
 
 
 def _penalize(row: Tensor, request: Request) -> None:

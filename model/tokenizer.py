@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import (
     AddedToken,
+    Encoding,
     Regex,
     decoders,
     models,
@@ -118,14 +119,26 @@ class Tokenizer:
         Raises:
             ValueError: the text holds lone surrogates, which no UTF-8 text can.
         """
+        ids: list[int] = self.encoding(
+            text, add_special_tokens=add_special_tokens, parse_special=parse_special
+        ).ids
+        return ids
+
+    def encoding(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
+    ) -> Encoding:
+        """All of `encode` that takes long, which happens outside of the interpreter lock.
+
+        Raises:
+            ValueError: the text holds lone surrogates.
+        """
         backend = self._parsing if parse_special else self._plain
         try:
-            # A batch of one, because only batches are encoded outside of the interpreter lock.
+            # A batch of one, because only batches are encoded outside of the lock.
             batch = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError as error:
             raise ValueError("the text holds lone surrogates") from error
-        ids: list[int] = batch[0].ids
-        return ids
+        return batch[0]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""

@@ -55,10 +55,10 @@ def refusals(*statuses: int) -> Answers:
 
 _TAPE = _header("The tape's id.", always=False, type="string", pattern=f"^{TAPE_ID}$")
 _LINKS = {
-    "read_tape": {"tape_id": "$response.body#/tape"},
-    "cancel_tape": {"tape_id": "$response.body#/tape"},
-    "retrieve_response": {"response_id": "$response.body#/id"},
-    "cancel_response": {"response_id": "$response.body#/id"},
+    "read_tape": {"tape_id": "$response.header.X-Tape"},
+    "cancel_tape": {"tape_id": "$response.header.X-Tape"},
+    "retrieve_response": {"response_id": "resp_{$response.header.X-Tape}"},
+    "cancel_response": {"response_id": "resp_{$response.header.X-Tape}"},
 }
 
 

@@ -31,6 +31,7 @@ router = APIRouter(route_class=StrictRoute, tags=["native"])
 async def generate(
     body: GenerateBody,
     request: Request,
+    response: Response,
     services: ServicesDep,
     caller: CallerDep,
     last_event_id: LastEventID = None,
@@ -42,7 +43,9 @@ async def generate(
         return resume(services, caller, last_event_id)
     if body.stream or "text/event-stream" in accept:
         return stream(services, await start(services, caller, body.ask(), idempotency_key))
-    return await _whole(services, caller, body, idempotency_key, request)
+    answer = await _whole(services, caller, body, idempotency_key, request)
+    response.headers["X-Tape"] = answer.tape
+    return answer
 
 
 @router.get(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import orjson
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -35,6 +36,18 @@ ModelName = Annotated[str, WithJsonSchema({"type": "string", OWN: "name"})]
 
 
 _NULL: Object = {"type": "null"}
+
+
+def _false(value: bool) -> bool:
+    if value:
+        raise ValueError("should be false")
+    return value
+
+
+# A Literal would take 0 for it.
+OnlyFalse = Annotated[
+    bool, AfterValidator(_false), WithJsonSchema({"type": "boolean", "const": False})
+]
 
 
 class Nullable(BaseModel):
@@ -75,7 +88,7 @@ class Nullable(BaseModel):
 
 class StreamOptions(Nullable):
     include_usage: bool = Field(False, description="End with a chunk that has the usage.")
-    include_obfuscation: Literal[False] = Field(False, description="Only false.")
+    include_obfuscation: OnlyFalse = Field(False, description="Only false.")
 
 
 class OpenAIFields(Nullable, SamplingFields):
@@ -397,7 +410,7 @@ class ChatBody(OpenAIFields):
     parallel_tool_calls: bool = Field(True, description="Whether a forced call may be several.")
     modalities: list[Literal["text"]] = ["text"]
     service_tier: Literal["auto", "default"] = "auto"
-    store: Literal[False] = Field(False, description="Only false: chats are not kept.")
+    store: OnlyFalse = Field(False, description="Only false: chats are not kept.")
     safety_identifier: str = Field("", description="Taken, and without any effect.")
     prompt_cache_key: str = Field("", description="Taken; the prefix cache needs no hint.")
 
@@ -496,7 +509,7 @@ class ResponseText(Nullable):
 
 
 class ResponseStreamOptions(Nullable):
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: OnlyFalse = False
 
 
 class ResponseBody(OpenAIFields):

@@ -114,7 +114,7 @@ class NativeRunner:
             self._library.tickertape_copy_block(self._handle, source, target)
         ends = list(accumulate(chunk.count for chunk in chunks))
         rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples]
-        plain = [chunk.request.params.plain for chunk in chunks if chunk.samples]
+        plain = [chunk.request.plain for chunk in chunks if chunk.samples]
         logits = self.compute(chunks, rows, plain)
         for chunk in chunks:
             chunk.request.num_computed += chunk.count

@@ -32,6 +32,7 @@ FLOORS = [
         "app.client",
         "app.event_stream",
         "app.strict_json",
+        "app.quiet",
     ],
     ["model"],
 ]

@@ -1,4 +1,4 @@
-"""What JSON Schema has no words for: how much one field of a request leaves to the others.
+"""What JSON Schema has no words for: how much one field of a request leaves to the others, mostly.
 
 Hooks of Schemathesis, which test_schemathesis.py names to it. Lengths of a request that is to be
 accepted are lowered to what fits; one that is to be refused stays as it is.
@@ -10,6 +10,7 @@ from typing import Any
 
 import schemathesis
 from schemathesis import Case, GenerationMode, HookContext
+from schemathesis.generation.meta import TestPhase
 
 CONTEXT = int(os.environ.get("FUZZ_CONTEXT", "512"))
 CHOICES = 128
@@ -19,21 +20,43 @@ LENGTHS = ("max_length", "max_tokens", "max_completion_tokens", "max_output_toke
 DEFAULT_LENGTHS = {"generate": 100, "stream": 100, "create_tape": 100, "complete": 16}
 SHORT = {"prompt": "x", "input": "x", "messages": [{"role": "user", "content": "x"}]}
 ASKED = (*SHORT, "instructions")
-TIME_ENOUGH = 60
+SHORTEST_TIMEOUT, TIME_ENOUGH = 0.001, 60
 
 
 @schemathesis.hook
 def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     meta = case.meta
+    if isinstance(case.body, dict):
+        _give_time(case.body)
     if meta is None or meta.generation.mode != GenerationMode.POSITIVE:
         return case
+    if meta.phase.name == TestPhase.STATEFUL and isinstance(case.body, dict):
+        case.body.pop("store", None)  # what a link leads to must be there
+    case.body = _readable(case.body)
     operation = case.operation.definition.raw["operationId"]
     for fields in (case.body, case.query):
         if isinstance(fields, dict):
             _fit(fields, DEFAULT_LENGTHS.get(operation, CONTEXT))
-    if operation == "read_tape" and case.query:
-        case.query.pop("after", None)  # how many entries there are, only the tape knows
+    if operation == "read_tape":  # how many entries there are, only the tape knows
+        case.query.pop("after", None)
+        case.headers.pop("Last-Event-ID", None)
     return case
+
+
+def _readable(value: Any) -> Any:
+    """An integer of more than 64 bits is no JSON here, not even in a tool's parameters."""
+    if isinstance(value, dict):
+        return {key: _readable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    return value % 2**63 if isinstance(value, int) and abs(value) >= 2**63 else value
+
+
+def _give_time(body: dict[str, Any]) -> None:
+    """A timeout that does its work is an error in OpenAI's answers, which have no word for it."""
+    timeout = body.get("timeout")
+    if isinstance(timeout, int | float) and SHORTEST_TIMEOUT <= timeout < TIME_ENOUGH:
+        body["timeout"] = TIME_ENOUGH
 
 
 def _fit(fields: dict[str, Any], length: int) -> None:
@@ -50,8 +73,6 @@ def _fit(fields: dict[str, Any], length: int) -> None:
         fields["min_tokens"] = min(int(fields["min_tokens"]), length, left)
     if fields.get("n") is not None:
         fields["n"] = min(int(fields["n"]), CHOICES // _num_prompts(fields.get("prompt")))
-    if fields.get("timeout") is not None:  # OpenAI's answers have no word for it but an error
-        fields["timeout"] = max(float(fields["timeout"]), TIME_ENOUGH)
     if isinstance(choice := fields.get("tool_choice"), dict):
         choice["function"]["name"] = fields["tools"][0]["function"]["name"]
 

@@ -36,9 +36,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 @contextmanager
-def watched_health(port: int, report: list[float]) -> Iterator[None]:
-    """Puts into the report how often /health was asked for meanwhile, and its slowest answer."""
-    command = [sys.executable, "-m", "tests.e2e.health_watch", str(port)]
+def watched_health(server: RunningServer, report: list[float]) -> Iterator[None]:
+    """Puts into the report what health_watch.py says of the time in which the block runs."""
+    of = (str(server.port), str(server.process.pid))
+    command = [sys.executable, "-m", "tests.e2e.health_watch", *of]
     watch = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -98,12 +99,13 @@ def test_requests_gone_wrong_do_no_harm(small: RunningServer, pytestconfig: pyte
     before = small.health()
     assert before.items() >= IDLE.items()
     health: list[float] = []
-    with watched_health(small.port, health):
+    with watched_health(small, health):
         each_is_answered()
     print_counts(statuses)
-    print(f"slowest answer {slowest:.2f} s; {health[0]:.0f} of /health, slowest {health[1]:.0f} ms")
+    print(f"slowest answer {slowest:.2f} s")
+    print("/health {:.0f} times, slowest {:.0f} ms, as seen {:.0f} ms".format(*health))
     taken = sum(n for (_, status), n in statuses.items() if status < 300)
-    assert taken > statuses.total() / 10, "nearly right is sometimes right"
+    assert taken > statuses.total() / 20, "nearly right is sometimes right"
     assert small.process.poll() is None
     after = wait_idle(small)
     assert after["engine_pid"] == before["engine_pid"], "the engine has died"
