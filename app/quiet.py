@@ -10,19 +10,19 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-def _step_back() -> None:
-    """Linux lets a thread run only when its processor is idle (sched(7), SCHED_IDLE).
 
-    A nice value is not enough: who is nice still keeps the processor for milliseconds when another
-    thread wakes, and the engine's threads wake hundreds of times for each token.
-    """
+_NICEST: Final = 19
+
+
+def _step_back() -> None:
+    """On Linux a thread has a priority of its own; elsewhere it would be the whole process's."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, 0, _NICEST)
 
 
 _threads = ThreadPoolExecutor(2, "quiet", _step_back)

@@ -63,7 +63,9 @@ def test_chat_keeps_the_conversation() -> None:
 
 def test_chat_with_a_server(server: RunningServer) -> None:
     said = "My name is Ada. Please remember it.\nWhat is my name?\n\n"
-    result = run("chat", "--url", server.url, "--temperature", "0", "--max-length", "30", stdin=said)
+    result = run(
+        "chat", "--url", server.url, "--temperature", "0", "--max-length", "30", stdin=said
+    )
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("tokens/s") == 2
     assert len(result.stdout.split()) > 10

@@ -228,7 +228,6 @@ async def test_a_timeout_of_a_whole_answer_is_raised_once(caller: AsyncOpenAI, m
     assert time.monotonic() - began < 3
 
 
-
 async def test_the_death_of_the_engine_is_raised_only_to_who_killed_it(
     caller: AsyncOpenAI, calling: RunningServer, model: str
 ) -> None:
