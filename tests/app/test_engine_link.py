@@ -118,16 +118,16 @@ async def test_an_engine_that_babbles_is_given_up() -> None:
 
 
 async def test_a_tape_that_cannot_be_written_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoilt(tape: Tape, event: Event) -> None:
+    def spoilt(tape: Tape, event: Event, index: int) -> None:
         raise RuntimeError("no room")
 
     params = SamplingParams(max_tokens=1 << 20, seed=0)
     async with asyncio.timeout(20), started() as link:
         registry = Registry(Recovery(link), MemoryStore(ttl=300, budget=1 << 20), 1 << 20)
-        good, bad = (registry.create([1], params, Terms()) for _ in range(2))
+        good, bad = (registry.create([[1]], params, Terms()) for _ in range(2))
         record = Tape.record
         monkeypatch.setattr(
-            Tape, "record", lambda tape, event: (spoilt if tape is bad else record)(tape, event)
+            Tape, "record", lambda tape, *event: (spoilt if tape is bad else record)(tape, *event)
         )
         assert (await bad.ended()).finish_reason == "error"
         async for _ in good.read():
