@@ -51,7 +51,14 @@ class Caller:
 
 
 def caller_of(request: Request) -> Caller:
-    """Raises APIError 401 without a key where one is needed."""
+    """Looked up once for each request. Raises APIError 401 without a key where one is needed."""
+    if not hasattr(request.state, "caller"):
+        request.state.caller = _identified(request)
+    caller: Caller = request.state.caller
+    return caller
+
+
+def _identified(request: Request) -> Caller:
     scheme, key = get_authorization_scheme_param(request.headers.get("Authorization"))
     # Starlette reads headers as latin-1, which gives their bytes back.
     given = key.encode("latin-1") if scheme.lower() == "bearer" else None

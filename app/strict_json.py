@@ -14,6 +14,7 @@ import orjson
 _DEEPEST = 64
 _MOST_VALUES = 200_000  # numbers above all: the token ids of a long prompt
 _MOST_PARTS = 40_000  # strings, lists and objects, which take longer: a million lists half a second
+_MOST_LONG = 20_000  # numbers that may not fit, and have to be looked at one by one
 _NAMED_UP_TO = 1 << 16  # bytes; to find the key that comes twice takes Python's slower reader
 
 _STEPS = np.zeros(256, np.int8)
@@ -22,8 +23,7 @@ _STEPS[list(b"]}")] = -1
 
 _ALL_DIGITS_ZERO = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG = b"0" * 19
-_LEAST, _GREATEST = b"-9223372036854775808", b"18446744073709551615"  # both are as long
-_DIGITS = 20  # of the greatest, and of the least with its sign
+_DIGITS = 20  # of the greatest that fits, and of the least with its sign
 _ALL_MARKS_COMMAS = bytes.maketrans(b"[]{}:", b"," * 5)
 
 
@@ -65,17 +65,16 @@ def _depth(written: bytes) -> int:
 
 def _check_integers(written: bytes) -> None:
     """orjson makes the nearest float of an integer that fits neither int64 nor uint64."""
-    if _LONG not in written.translate(_ALL_DIGITS_ZERO):
+    long = written.translate(_ALL_DIGITS_ZERO).count(_LONG)
+    if long > _MOST_LONG:
+        raise ValueError(
+            f"more than {_MOST_LONG} numbers have 19 digits or more; send shorter ones"
+        )
+    if not long:
         return
     numbers = written.translate(_ALL_MARKS_COMMAS, b" \t\r\n").split(b",")
-    # Written out, because it may be done for 200,000: those of one digit more, or in no range.
-    for number in [
-        one
-        for one in numbers
-        if len(one) > _DIGITS
-        or (len(one) == _DIGITS and not (one <= _LEAST or b"0" <= one <= _GREATEST))
-    ]:
-        if number.lstrip(b"-").isdigit():
+    for number in [number for number in numbers if len(number) >= _DIGITS]:
+        if number.lstrip(b"-").isdigit() and not -(2**63) <= int(number) < 2**64:
             raise ValueError(
                 f"the integer {number.decode():.40} has more than 64 bits; send a smaller one"
             )

@@ -226,13 +226,8 @@ class Engine:
     def _logprob(self, choice: Choice) -> Logprob | None:
         if choice.logprob is None:
             return None
-        top = [TopLogprob(i, self._piece(i), logprob) for i, logprob in choice.top]
-        return Logprob(choice.token_id, self._piece(choice.token_id), choice.logprob, top)
-
-    def _piece(self, token_id: int) -> str:
-        """One token alone, as text; a partial code point shows as U+FFFD."""
-        text = self._tokenizer.token_bytes(token_id).decode(errors="replace")
-        return text or self._tokenizer.decode([token_id], skip_special=False)
+        top = [TopLogprob(i, self._tokenizer.piece(i), logprob) for i, logprob in choice.top]
+        return Logprob(choice.token_id, self._tokenizer.piece(choice.token_id), choice.logprob, top)
 
 
 def _start(chunk: Chunk, now: float) -> Started:

@@ -103,8 +103,9 @@ def _next_tokens(
     masks: Mapping[int, Mask],
 ) -> list[tuple[int, int | None]]:
     """Row and token, for those of the requests. None where nothing is left to choose from."""
-    changed = [i for i in which if i in masks or _adjusts(requests[i])]
-    others = [i for i in which if i not in changed]
+    changes = {i: i in masks or _adjusts(requests[i]) for i in which}
+    changed = [i for i in which if changes[i]]
+    others = [i for i in which if not changes[i]]
     some = [requests[i] for i in changed]
     rows = adjust(logits.rows[changed], some, eos_token_ids, [masks.get(i) for i in changed])
     adjusted = Logits.of(rows)

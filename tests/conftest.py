@@ -23,11 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--minutes", type=float, default=0.2, help="of tests/e2e/test_soak.py")
     parser.addoption(
-        "--examples", type=int, default=0, help="an operation, of tests/e2e/test_schemathesis.py"
+        "--examples", type=int, default=5, help="an operation, of tests/e2e/test_schemathesis.py"
     )
-    parser.addoption("--fuzz", type=int, default=150, help="requests of tests/e2e/test_fuzz.py")
+    parser.addoption("--fuzz", type=int, default=300, help="requests of tests/e2e/test_fuzz.py")
     parser.addoption(
-        "--generations", type=int, default=50, help="of tests/model/test_grammar.py, 50 schemas"
+        "--generations", type=int, default=100, help="of tests/model/test_grammar.py, 50 schemas"
     )
     parser.addoption("--kills", type=int, default=3, help="in a row, of tests/e2e/test_crashes.py")
 

@@ -5,6 +5,7 @@ the first id as an event: there is no block without data, and a comment is a lin
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -23,7 +24,7 @@ DONE: Final = b"[DONE]"
 # How a failed generation is told where there was no answer yet: the status of an error body.
 STATUS: Final[Mapping[FinishReason, int]] = {
     "error": 500,
-    "timeout": 503,
+    "timeout": 408,  # its own; who waited too long for a seat gets 503 in app/routes/starting.py
     "shutdown": 503,
     "cancelled": 409,
 }
@@ -55,22 +56,43 @@ def resumed(position: Position) -> bytes:
     return RETRY + b"id: %b\n" % str(position).encode()
 
 
-def comment(text: str) -> bytes:
+@dataclass(slots=True)
+class Stream:
+    """One tape for one reader: what all three formats say beside their frames."""
+
+    tape: Tape
+
+    def gap(self, gap: Gap) -> bytes:
+        """These formats have no word for a gap, and to go on without one would hide it."""
+        message = f"entries {gap.first} to {gap.last} are kept no longer; ask again"
+        error = orjson.dumps(error_data(410, message, "gap"))
+        return block(Position(self.tape.id, gap.last), error)
+
+    def status(self, progress: Progress) -> bytes:
+        return _comment(f"status {orjson.dumps(native.status_data(progress)).decode()}")
+
+    def heartbeat(self, tape: Tape) -> bytes:
+        return _comment(native.state_of(tape))
+
+
+class Chunks:
+    """Writes chunks of one choice each; all but the choice is the same in every one."""
+
+    def __init__(self, head: Object, *, include_usage: bool) -> None:
+        self._head = head
+        self._before = orjson.dumps(head)[:-1] + b',"choices":['
+        self._after = b'],"usage":null}' if include_usage else b"]}"
+
+    def chunk(self, choice: Object) -> bytes:
+        return self._before + orjson.dumps(choice) + self._after
+
+    def usage(self, tape: Tape) -> bytes:
+        """The last one, where it was asked for: no choice, and what all together took."""
+        return orjson.dumps(self._head | {"choices": [], "usage": usage_data(tape)})
+
+
+def _comment(text: str) -> bytes:
     return f": {text}\n".encode()
-
-
-def status(progress: Progress) -> bytes:
-    return comment(f"status {orjson.dumps(native.status_data(progress)).decode()}")
-
-
-def heartbeat(tape: Tape) -> bytes:
-    return comment(native.state_of(tape))
-
-
-def gap_error(gap: Gap) -> bytes:
-    """OpenAI's formats have no word for a gap, and to go on without one would hide it."""
-    message = f"entries {gap.first} to {gap.last} are kept no longer; ask again"
-    return orjson.dumps(error_data(410, message, "gap"))
 
 
 def failure(end: End) -> Object | None:

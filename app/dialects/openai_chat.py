@@ -7,11 +7,11 @@ from functools import partial
 import orjson
 
 from app.dialects import openai
-from app.dialects.openai import Object, TokenBytes, block
+from app.dialects.openai import Chunks, Object, Stream, TokenBytes, block
 from app.dialects.runs import runs
 from app.dialects.tool_calls import Arguments, Called, Piece, Said, ToolCallParser
 from app.tapes.position import Position
-from app.tapes.tape import End, Entry, Gap, Progress, Tape
+from app.tapes.tape import End, Entry, Tape
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +33,17 @@ class ChatForm:
 
 
 @dataclass(slots=True)
-class ChatStream:
+class ChatStream(Stream):
     """The chunks of one tape for one reader."""
 
-    tape: Tape
     form: ChatForm
     _parsers: list[ToolCallParser] = field(init=False)
-    _before: bytes = field(init=False)  # a chunk up to its choices, which are most of its bytes
-    _after: bytes = field(init=False)
+    _chunks: Chunks = field(init=False)
 
     def __post_init__(self) -> None:
         self._parsers = [ToolCallParser() for _ in self.tape.choices]
-        head = orjson.dumps(self.form.head(self.tape, "chat.completion.chunk"))
-        self._before = head[:-1] + b',"choices":['
-        self._after = b'],"usage":null}' if self.form.include_usage else b"]}"
+        head = self.form.head(self.tape, "chat.completion.chunk")
+        self._chunks = Chunks(head, include_usage=self.form.include_usage)
 
     def resume(self, entries: Sequence[Entry]) -> None:
         if self.form.tools:
@@ -90,7 +87,7 @@ class ChatStream:
             return openai.blocks([orjson.dumps(error), openai.DONE], before, after)
         chunks = [self._last(index, end) for index in range(len(end.reasons))]
         if self.form.include_usage:
-            chunks.append(self._usage())
+            chunks.append(self._chunks.usage(self.tape))
         return openai.blocks([*chunks, openai.DONE], before, after)
 
     def _last(self, index: int, end: End) -> bytes:
@@ -98,10 +95,6 @@ class ChatStream:
         parser = self._parsers[index]
         left = _delta(parser.finish(), self.tape, index)
         return self._chunk(index, left, reason=_reason(end, index, bool(parser.num_calls)))
-
-    def _usage(self) -> bytes:
-        head = self.form.head(self.tape, "chat.completion.chunk")
-        return orjson.dumps(head | {"choices": [], "usage": openai.usage_data(self.tape)})
 
     def _chunk(
         self,
@@ -116,16 +109,7 @@ class ChatStream:
             "logprobs": {"content": logprobs, "refusal": None} if logprobs else None,
             "finish_reason": reason,
         }
-        return self._before + orjson.dumps(choice) + self._after
-
-    def gap(self, gap: Gap) -> bytes:
-        return block(Position(self.tape.id, gap.last), openai.gap_error(gap))
-
-    def status(self, progress: Progress) -> bytes:
-        return openai.status(progress)
-
-    def heartbeat(self, tape: Tape) -> bytes:
-        return openai.heartbeat(tape)
+        return self._chunks.chunk(choice)
 
 
 def _delta(pieces: Iterable[Piece], tape: Tape, index: int) -> Object:

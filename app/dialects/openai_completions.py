@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import orjson
 
 from app.dialects import openai
-from app.dialects.openai import Object, block
+from app.dialects.openai import Chunks, Object, Stream, block
 from app.dialects.runs import runs
 from app.tapes.position import Position
-from app.tapes.tape import End, Entry, Gap, Progress, Tape
+from app.tapes.tape import End, Entry, Tape
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +30,17 @@ class CompletionForm:
 
 
 @dataclass(slots=True)
-class CompletionStream:
+class CompletionStream(Stream):
     """The chunks of one tape for one reader."""
 
-    tape: Tape
     form: CompletionForm
     _lengths: list[int] = field(init=False)  # characters of each choice so far
-    _before: bytes = field(init=False)  # a chunk up to its choices, which are most of its bytes
-    _after: bytes = field(init=False)
+    _chunks: Chunks = field(init=False)
 
     def __post_init__(self) -> None:
         self._lengths = [0] * len(self.tape.choices)
-        head = orjson.dumps(self.form.head(self.tape))
-        self._before = head[:-1] + b',"choices":['
-        self._after = b'],"usage":null}' if self.form.include_usage else b"]}"
+        head = self.form.head(self.tape)
+        self._chunks = Chunks(head, include_usage=self.form.include_usage)
 
     def resume(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -80,24 +77,14 @@ class CompletionStream:
             return [orjson.dumps(error), openai.DONE]
         chunks = [self._chunk(n, "", reason=reason) for n, reason in enumerate(end.reasons)]
         if self.form.include_usage:
-            usage = {"choices": [], "usage": openai.usage_data(self.tape)}
-            chunks.append(orjson.dumps(self.form.head(self.tape) | usage))
+            chunks.append(self._chunks.usage(self.tape))
         return [*chunks, openai.DONE]
 
     def _chunk(
         self, index: int, text: str, logprobs: Object | None = None, reason: str | None = None
     ) -> bytes:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        return self._before + orjson.dumps(choice) + self._after
-
-    def gap(self, gap: Gap) -> bytes:
-        return block(Position(self.tape.id, gap.last), openai.gap_error(gap))
-
-    def status(self, progress: Progress) -> bytes:
-        return openai.status(progress)
-
-    def heartbeat(self, tape: Tape) -> bytes:
-        return openai.heartbeat(tape)
+        return self._chunks.chunk(choice)
 
 
 def completion(tape: Tape, end: End, form: CompletionForm) -> Object:

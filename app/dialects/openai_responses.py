@@ -11,10 +11,10 @@ from typing import Any
 import orjson
 
 from app.dialects import openai
-from app.dialects.openai import Object, TokenBytes, block
+from app.dialects.openai import Object, Stream, TokenBytes, block
 from app.dialects.runs import runs
 from app.tapes.position import Position
-from app.tapes.tape import End, Entry, Gap, Progress, Tape
+from app.tapes.tape import End, Entry, Tape
 
 _FINAL = {"completed": "completed", "failed": "failed"}  # all others end with response.incomplete
 
@@ -31,10 +31,9 @@ class ResponseForm:
 
 
 @dataclass(slots=True)
-class ResponseStream:
+class ResponseStream(Stream):
     """The events of one tape for one reader, from after `starting_after` on."""
 
-    tape: Tape
     form: ResponseForm
     starting_after: int = -1
     _number: int = 0  # of the next event
@@ -111,15 +110,6 @@ class ResponseStream:
             return []
         data = {"type": kind, "sequence_number": number} | fields
         return [(kind, orjson.dumps(data))]
-
-    def gap(self, gap: Gap) -> bytes:
-        return block(Position(self.tape.id, gap.last), openai.gap_error(gap))
-
-    def status(self, progress: Progress) -> bytes:
-        return openai.status(progress)
-
-    def heartbeat(self, tape: Tape) -> bytes:
-        return openai.heartbeat(tape)
 
 
 def response(tape: Tape, form: ResponseForm, *, as_begun: bool = False) -> Object:

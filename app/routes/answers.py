@@ -12,6 +12,7 @@ _MEANINGS = {
     401: "It wants a key of this server.",
     403: "It is not for the pages of other sites.",
     404: "There is no such thing here, or not any more.",
+    408: "It did not end within its own timeout.",
     409: "The Idempotency-Key was used with another request.",
     413: "The body is too large.",
     414: "Path and query are too long.",

@@ -12,8 +12,9 @@ from app.routes.reading import IdempotencyKey, LastEventID, reached, stream
 from app.routes.starting import start, whole
 from app.schemas import frames
 from app.schemas.ask import Ask
-from app.schemas.openai import ChatBody, grammar_of
+from app.schemas.openai import grammar_of
 from app.schemas.openai_answers import ChatCompletion
+from app.schemas.openai_chat import ChatBody
 from app.services import CallerDep, Services, ServicesDep
 from model.grammar import lark
 

@@ -9,8 +9,8 @@ from app.routes.openai import REFUSALS, OpenAIRoute, check_end, check_model
 from app.routes.reading import IdempotencyKey, LastEventID, reached, stream
 from app.routes.starting import start, whole
 from app.schemas import frames
-from app.schemas.openai import CompletionBody
 from app.schemas.openai_answers import Completion
+from app.schemas.openai_completions import CompletionBody
 from app.services import CallerDep, Services, ServicesDep
 
 router = APIRouter(prefix="/v1/completions", route_class=OpenAIRoute, tags=["openai"])
@@ -45,12 +45,16 @@ async def complete(
 
 
 def _form(services: Services, body: CompletionBody) -> CompletionForm:
-    echo = [_text(services, prompt) for prompt in body.prompt for _ in range(body.n)]
     return CompletionForm(
         services.model_name,
-        echo=echo if body.echo else (),
+        echo=_echo(services, body) if body.echo else (),
         include_usage=body.stream_options.include_usage,
     )
+
+
+def _echo(services: Services, body: CompletionBody) -> list[str]:
+    """What the text of each choice begins with."""
+    return [_text(services, prompt) for prompt in body.prompt for _ in range(body.n)]
 
 
 def _text(services: Services, prompt: str | list[int]) -> str:

@@ -16,7 +16,7 @@ from app.services import Services
 from app.tapes.tape import End
 from model.grammar import GrammarError
 
-REFUSALS = {**RESUMED, **refusals(404, 409, 429, 503)}
+REFUSALS = {**RESUMED, **refusals(404, 408, 409, 429, 503)}
 
 
 class OpenAIRoute(StrictRoute):

@@ -13,8 +13,8 @@ from app.routes.reading import IdempotencyKey, LastEventID, find, reached, strea
 from app.routes.starting import start, whole
 from app.schemas import frames
 from app.schemas.ask import Ask, Conversation
-from app.schemas.openai import ResponseBody
 from app.schemas.openai_answers import ResponseObject
+from app.schemas.openai_responses import ResponseBody
 from app.schemas.sampling import OnDisconnect
 from app.services import Caller, CallerDep, Services, ServicesDep
 from app.tapes.position import TAPE_ID

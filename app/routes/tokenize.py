@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from app.routes.answers import refusals
 from app.routes.body import StrictRoute
+from app.routes.openai import check_model
 from app.schemas.tokens import (
     DetokenizeAnswer,
     DetokenizeBody,
@@ -25,10 +26,14 @@ router = APIRouter(route_class=StrictRoute, tags=["tokens"])
 
 
 @router.post(
-    "/tokenize", response_model=TokenizeAnswer, operation_id="tokenize", responses=refusals(422)
+    "/tokenize",
+    response_model=TokenizeAnswer,
+    operation_id="tokenize",
+    responses=refusals(404, 422),
 )
 async def tokenize(body: TokenizeBody, services: ServicesDep, caller: CallerDep) -> Any:
     """The token ids of a text, or of a conversation as the model is shown it, and their texts."""
+    check_model(services, body.model)
     ids = await services.admission.encode(body.asked())
     content = b'{"tokens":%b,"pieces":%b,"count":%d,"max_model_len":%d}' % (
         await _written(ids),
@@ -53,10 +58,11 @@ async def _written(ids: list[int], shown: Callable[[int], int | str] = int) -> b
     "/detokenize",
     response_model=DetokenizeAnswer,
     operation_id="detokenize",
-    responses=refusals(422),
+    responses=refusals(404, 422),
 )
 async def detokenize(body: DetokenizeBody, services: ServicesDep, caller: CallerDep) -> Any:
     """The text of token ids."""
+    check_model(services, body.model)
     services.admission.check_ids(body.tokens, "tokens")
     decode = services.admission.tokenizer.decode
     return {"prompt": await asyncio.to_thread(decode, body.tokens, skip_special=False)}

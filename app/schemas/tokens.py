@@ -5,12 +5,11 @@ from typing import Annotated, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from app.schemas.ask import Conversation, Prompt
-from app.schemas.fields import OWN, either, refused, whole
-from app.schemas.openai import MAX_MESSAGES, ChatMessage, Nullable
+from app.schemas.fields import either, refused, whole
+from app.schemas.openai import ID_SCHEMA, MAX_MESSAGES, ModelName, Nullable
+from app.schemas.openai_chat import ChatMessage
 
 MAX_TOKENS = 2**17
-
-_ID = {"type": "integer", "minimum": 0, OWN: "token_id"}
 
 
 class TokenizeBody(Nullable):
@@ -23,7 +22,7 @@ class TokenizeBody(Nullable):
         )
     )
 
-    model: str | None = Field(None, description="Taken, and without any effect.")
+    model: ModelName | None = Field(None, description="As /v1/models has it.")
     prompt: str | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
 
@@ -49,8 +48,8 @@ class TokenizeAnswer(BaseModel):
 
 
 class DetokenizeBody(Nullable):
-    model: str | None = Field(None, description="Taken, and without any effect.")
-    tokens: list[Annotated[int, BeforeValidator(whole), WithJsonSchema(_ID)]] = Field(
+    model: ModelName | None = Field(None, description="As /v1/models has it.")
+    tokens: list[Annotated[int, BeforeValidator(whole), WithJsonSchema(ID_SCHEMA)]] = Field(
         max_length=MAX_TOKENS
     )
 

@@ -13,7 +13,9 @@ from openai.types.chat import completion_create_params as chat_params
 from openai.types.responses import response_create_params
 from pydantic import BaseModel
 
-from app.schemas.openai import ChatBody, CompletionBody, ResponseBody
+from app.schemas.openai_chat import ChatBody
+from app.schemas.openai_completions import CompletionBody
+from app.schemas.openai_responses import ResponseBody
 from app.schemas.sampling import SamplingFields
 from tests.app.test_bad_input import error_of
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,26 +66,39 @@ class Watch:
         return sorted(self.gaps)[int(len(self.gaps) * 0.99)]
 
 
-@pytest.mark.xfail(
-    run=False,
-    reason="missed so far: ITL p99 1.5 to 3 times that before, 2 is the aim (docs/decisions.md)",
-)
-@pytest.mark.parametrize("kind", TEXTS)
-async def test_a_megabyte_is_tokenized_beside_a_stream(
-    server: RunningServer, http: httpx.AsyncClient, tmp_path: Path, kind: str
-) -> None:
-    """Its pace before is that of the same stream, with /health asked as often."""
-    async with http.stream("POST", "/generate", json=STREAM | {"stream": True}) as stream:
+@dataclass(frozen=True)
+class Measured:
+    health: float  # the slowest answer, in seconds
+    pace: float  # ITL p99 beside the megabyte, over that before
+
+
+@pytest.fixture(scope="module", params=TEXTS)
+async def measured(
+    server: RunningServer, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Measured:
+    """The pace before is that of the same stream, with /health asked as often."""
+    folder = tmp_path_factory.mktemp("megabyte")
+    async with (
+        httpx.AsyncClient(base_url=server.url, timeout=60) as http,
+        http.stream("POST", "/generate", json=STREAM | {"stream": True}) as stream,
+    ):
         lines = stream.aiter_lines()
         usual, busy = Watch(http, lines), Watch(http, lines)
         await usual.while_(asyncio.create_task(asyncio.sleep(3)))
-        await busy.while_(asyncio.create_task(ask_all(server.url, TEXTS[kind], tmp_path)))
-    print(
-        f"{kind}: /health at most {max(busy.health) * 1000:.0f} ms, ITL p99 "
-        f"{busy.itl_p99 * 1000:.1f} ms, before {usual.itl_p99 * 1000:.1f} ms"
-    )
-    assert max(busy.health) < 0.1
-    assert busy.itl_p99 < 2 * usual.itl_p99
+        asking = asyncio.create_task(ask_all(server.url, TEXTS[request.param], folder))
+        await busy.while_(asking)
+    found = Measured(max(busy.health), busy.itl_p99 / usual.itl_p99)
+    print(f"{request.param}: /health at most {found.health * 1000:.0f} ms, pace {found.pace:.1f}")
+    return found
+
+
+async def test_health_answers_while_a_megabyte_is_tokenized(measured: Measured) -> None:
+    assert measured.health < 0.1
+
+
+@pytest.mark.xfail(strict=False, reason="missed so far: 1.4 to 3, see docs/decisions.md")
+async def test_streams_keep_their_pace_while_a_megabyte_is_tokenized(measured: Measured) -> None:
+    assert measured.pace < 2
 
 
 async def ask_all(url: str, text: str, folder: Path) -> None:

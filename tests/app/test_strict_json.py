@@ -118,7 +118,7 @@ def test_no_two_megabytes_take_the_loop_for_long(text: str) -> None:
             loads(data)
         times.append(time.thread_time() - began)
     print(f"{min(times) * 1000:.1f} ms")
-    assert min(times) < 0.1, "what /health may take meanwhile"
+    assert min(times) < 0.05
 
 
 def test_an_ordinary_body_takes_microseconds() -> None:

@@ -20,14 +20,11 @@ LENGTHS = ("max_length", "max_tokens", "max_completion_tokens", "max_output_toke
 DEFAULT_LENGTHS = {"generate": 100, "stream": 100, "create_tape": 100, "complete": 16}
 SHORT = {"prompt": "x", "input": "x", "messages": [{"role": "user", "content": "x"}]}
 ASKED = (*SHORT, "instructions")
-SHORTEST_TIMEOUT, TIME_ENOUGH = 0.001, 60
 
 
 @schemathesis.hook
 def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     meta = case.meta
-    if isinstance(case.body, dict):
-        _give_time(case.body)
     if meta is None or meta.generation.mode != GenerationMode.POSITIVE:
         return case
     if meta.phase.name == TestPhase.STATEFUL and isinstance(case.body, dict):
@@ -50,13 +47,6 @@ def _readable(value: Any) -> Any:
     if isinstance(value, list):
         return [_readable(item) for item in value]
     return value % 2**63 if isinstance(value, int) and abs(value) >= 2**63 else value
-
-
-def _give_time(body: dict[str, Any]) -> None:
-    """A timeout that does its work is an error in OpenAI's answers, which have no word for it."""
-    timeout = body.get("timeout")
-    if isinstance(timeout, int | float) and SHORTEST_TIMEOUT <= timeout < TIME_ENOUGH:
-        body["timeout"] = TIME_ENOUGH
 
 
 def _fit(fields: dict[str, Any], length: int) -> None:

@@ -32,9 +32,7 @@ checks.use_after_free.enabled = false
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
-    if not pytestconfig.getoption("examples"):
-        pytest.skip("it takes long: make fuzz, or --examples 5")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("tiny"), TOOLS_TEMPLATE)
 
 

@@ -1,0 +1,242 @@
+"""POST /v1/chat/completions."""
+
+from typing import Annotated, Any, Literal, Self
+
+import orjson
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+
+from app.schemas.ask import Ask, Conversation
+from app.schemas.fields import OWN, Object, Range, StringToo, either, refused
+from app.schemas.openai import (
+    MAX_MESSAGES,
+    Length,
+    N,
+    Nullable,
+    OnlyFalse,
+    OpenAIFields,
+    ResponseFormat,
+    StreamOptions,
+    is_free,
+    shown_role,
+)
+from model import sampling
+
+MAX_TOOLS = 128
+
+
+class TextPart(Nullable):
+    type: Literal["text"]
+    text: str
+
+
+def _as_part(text: str) -> list[Object]:
+    return [{"type": "text", "text": text}]
+
+
+class CalledFunction(Nullable):
+    name: str
+    arguments: str
+
+    def read(self) -> Any:
+        """An object where they are one; a call that came to its end too early is told as it is."""
+        try:
+            return orjson.loads(self.arguments or "{}")
+        except orjson.JSONDecodeError:
+            return self.arguments
+
+
+class ToolCall(Nullable):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    def turn(self) -> Object:
+        function = {"name": self.function.name, "arguments": self.function.read()}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+_CONTENT: Object = {"type": ["string", "array"]}
+
+
+class ChatMessage(Nullable):
+    """One turn. Content is text; pictures, sound and files are refused."""
+
+    model_config = ConfigDict(
+        json_schema_extra=either(
+            {"role": {"enum": ["system", "developer", "user"]}, "content": _CONTENT},
+            {"role": {"const": "tool"}, "content": _CONTENT, "tool_call_id": {"type": "string"}},
+            {"role": {"const": "assistant"}, "content": _CONTENT},
+            {"role": {"const": "assistant"}, "tool_calls": {"type": "array", "minItems": 1}},
+            {"role": {"const": "assistant"}, "refusal": {"type": "string", "minLength": 1}},
+        )
+    )
+    unsupported = frozenset({"audio", "function_call"})
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[list[TextPart], StringToo(_as_part)] = Field([])
+    name: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] = Field([])
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        given = "content" in self.model_fields_set
+        if self.role != "assistant" and not given:
+            raise refused("content", "is required")
+        if self.role == "assistant" and not (given or self.tool_calls or self.refusal):
+            raise refused("content", "is required, or tool_calls")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise refused("tool_call_id", "is required")
+        return self
+
+    def turn(self) -> Object:
+        """As chat templates expect it: one text, arguments as objects. developer is system."""
+        turn: Object = {
+            "role": shown_role(self.role),
+            "content": "".join(part.text for part in self.content) or self.refusal or "",
+        }
+        if self.tool_calls:
+            turn["tool_calls"] = [call.turn() for call in self.tool_calls]
+        for name in ("name", "tool_call_id"):
+            if (value := getattr(self, name)) is not None:
+                turn[name] = value
+        return turn
+
+
+class FunctionDefinition(Nullable):
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str = ""
+    parameters: Object = Field({})
+    strict: bool = Field(
+        False, description="Arguments keep to `parameters` where a call is forced."
+    )
+
+
+class Tool(Nullable):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(Nullable):
+    name: str
+
+
+class NamedToolChoice(Nullable):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+def _kind_of_choice(value: Any) -> str:
+    """In brackets, so that app/errors.py leaves it out of the path to what is wrong."""
+    return "[object]" if isinstance(value, dict | NamedToolChoice) else "[word]"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("[word]")]
+    | Annotated[NamedToolChoice, Tag("[object]")],
+    Discriminator(_kind_of_choice),
+]
+
+_FREE: Object = {"type": ["object", "null"], "properties": {"type": {"const": "text"}}}
+
+
+class ChatBody(OpenAIFields):
+    """POST /v1/chat/completions."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                either({"logprobs": {"const": True}}, {"top_logprobs": {"enum": [0, None]}}),
+                either(
+                    {"tools": {"type": "array", "minItems": 1}, "response_format": _FREE},
+                    {
+                        "tools": {"type": ["array", "null"], "maxItems": 0},
+                        "tool_choice": {"enum": ["none", "auto", None]},
+                    },
+                ),
+            ]
+        }
+    )
+    unsupported = frozenset(
+        {
+            "audio",
+            "function_call",
+            "functions",
+            "metadata",
+            "moderation",
+            "prediction",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "reasoning_effort",
+            "verbosity",
+            "web_search_options",
+        }
+    )
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_tokens: Length | None = Field(None, description="The older name of max_completion_tokens.")
+    max_completion_tokens: Length | None = Field(
+        None, description="New tokens at most; by default as many as fit the context."
+    )
+    n: N = Field(1, description="How many answers.")
+    logprobs: bool = Field(False, description="Log-probabilities of the answer's tokens.")
+    top_logprobs: Annotated[int, Range(0, sampling.MAX_LOGPROBS)] = Field(
+        0, description="With this many of the likeliest alternatives; needs logprobs."
+    )
+    stream_options: StreamOptions = Field(StreamOptions())
+    response_format: ResponseFormat | None = Field(None, description="Text, or JSON by a schema.")
+    tools: list[Tool] = Field([], max_length=MAX_TOOLS, json_schema_extra={OWN: "tools"})
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = Field(True, description="Whether a forced call may be several.")
+    modalities: list[Literal["text"]] = Field(["text"])
+    service_tier: Literal["auto", "default"] = "auto"
+    store: OnlyFalse = Field(False, description="Only false: chats are not kept.")
+    safety_identifier: str = Field("", description="Taken, and without any effect.")
+    prompt_cache_key: str = Field("", description="Taken; the prefix cache needs no hint.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise refused("top_logprobs", "needs logprobs to be true")
+        if self.tool_choice not in ("none", "auto") and not self.tools:
+            raise refused("tool_choice", "needs tools")
+        if self.tools and not is_free(self.response_format):
+            raise refused("response_format", "not together with tools")
+        if isinstance(self.tool_choice, NamedToolChoice):
+            name = self.tool_choice.function.name
+            if all(tool.function.name != name for tool in self.tools):
+                raise refused("tool_choice", f"tools has no function '{name:.80}'")
+        return self
+
+    def conversation(self) -> Conversation:
+        """What the chat template is given."""
+        extra: Object = {}
+        if self.tools and self.tool_choice != "none":
+            extra["tools"] = [
+                tool.model_dump(exclude={"function": {"strict"}}) for tool in self.tools
+            ]
+        return Conversation([message.turn() for message in self.messages], extra)
+
+    @property
+    def forced_tools(self) -> list[FunctionDefinition]:
+        """Of which one must be called; none where the model decides."""
+        functions = [tool.function for tool in self.tools]
+        if isinstance(self.tool_choice, NamedToolChoice):
+            name = self.tool_choice.function.name
+            return [function for function in functions if function.name == name]
+        return functions if self.tool_choice == "required" else []
+
+    def ask(self, conversation: Conversation, grammar: str | None) -> Ask:
+        given = self.max_completion_tokens
+        return Ask(
+            prompts=[conversation],
+            fields=self,
+            max_tokens=self.max_tokens if given is None else given,
+            n=self.n,
+            logprobs=self.top_logprobs if self.logprobs else None,
+            grammar=grammar,
+            prompt_name="messages",
+            grammar_name="tools" if self.tools else "response_format",
+            max_tokens_name="max_tokens" if given is None else "max_completion_tokens",
+        )
