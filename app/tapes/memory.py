@@ -15,6 +15,7 @@ class MemoryStore:
         self._claimed: dict[str, Tape] = {}  # by Idempotency-Key
         self._finished: dict[str, Tape] = {}  # in the order in which they ended
         self._finished_size = 0
+        self.num_expired = 0
 
     def __len__(self) -> int:
         self._expire()
@@ -47,5 +48,6 @@ class MemoryStore:
                 return
             self._finished_size -= tape.size
             del self._finished[tape.id], self._tapes[tape.id]
+            self.num_expired += 1
             if tape.claim:
                 del self._claimed[tape.claim.key]

@@ -12,11 +12,12 @@ import msgspec
 from app.engine_link import Event
 from app.errors import APIError
 from app.schemas.sampling import OnDisconnect
+from app.tapes.observer import Observer
 from app.tapes.recovery import Recovery
 from app.tapes.store import TapeStore
 from app.tapes.tape import Choice, Claim, Tape
 from app.tapes.turnover import Turnover
-from model.messages import Finished, FinishReason, Generate, Started
+from model.messages import Finished, FinishReason, Generate, Started, Token
 from model.sampling import SamplingParams
 
 logger = logging.getLogger("tickertape.tapes")
@@ -70,12 +71,16 @@ class _Recording:
 class Registry:
     """Creates tapes and has the engine write them; readers come and go without touching that.
 
-    A tape takes at most `max_tape_size` bytes of memory.
+    A tape takes at most `max_tape_size` bytes of memory. `num_readers` are attached now;
+    `num_abandoned` tapes were paused until it was too late for their readers to come back.
     """
 
     engine: Recovery
     store: TapeStore
     max_tape_size: int
+    observers: Sequence[Observer] = ()
+    num_readers: int = 0
+    num_abandoned: int = 0
     turnover: Turnover = field(default_factory=Turnover)
     _recordings: dict[str, _Recording] = field(default_factory=dict)
 
@@ -120,6 +125,8 @@ class Registry:
         self.store.add(tape)
         self._start_timers(recording)
         self.turnover.begin(self.num_active, len(choices))
+        for observer in self.observers:
+            observer.began(tape)
         for index, (prompt, copy) in enumerate(copies):
             own = _with_seed(params, params.seed + copy)
             request = Generate(_sequence_id(tape, index), prompt, own, priority, salt)
@@ -143,6 +150,9 @@ class Registry:
         tape = recording.tape
         try:
             tape.record(event, index)
+            if isinstance(event, Token):
+                for observer in self.observers:
+                    observer.token(tape, tape.choices[index])
         except Exception:
             logger.exception("recording tape %s failed", tape.id)
             self.cancel(tape.id, "error", "an error of ours; the server's log says more")
@@ -158,6 +168,8 @@ class Registry:
         recording.stop_timers()
         del self._recordings[recording.tape.id]
         self.store.finished(recording.tape)
+        for observer in self.observers:
+            observer.ended(recording.tape, attended=recording.readers > 0)
 
     def claimed(self, claim: Claim) -> Tape | None:
         """The tape that this very request has begun already.
@@ -190,6 +202,7 @@ class Registry:
 
     def attach(self, tape: Tape) -> None:
         """One more reader; a paused generation goes on."""
+        self.num_readers += 1
         if recording := self._recordings.get(tape.id):
             recording.readers += 1
             if recording.departure:
@@ -201,6 +214,7 @@ class Registry:
 
     def detach(self, tape: Tape) -> None:
         """One reader less; when it was the last, the tape's `on_disconnect` decides."""
+        self.num_readers -= 1
         recording = self._recordings.get(tape.id)
         if recording is None:
             return
@@ -215,11 +229,17 @@ class Registry:
     def _pause(self, recording: _Recording) -> None:
         tape = recording.tape
         tape.paused = True
+        for choice in tape.choices:
+            choice.pause()
         for sequence_id in recording.unfinished:
             self.engine.pause(sequence_id)
         recording.departure = asyncio.get_running_loop().call_later(
-            recording.terms.grace, self.cancel, tape.id
+            recording.terms.grace, self._abandon, tape.id
         )
+
+    def _abandon(self, tape_id: str) -> None:
+        self.num_abandoned += 1
+        self.cancel(tape_id)
 
     def close(self) -> None:
         """End every running tape with finish_reason 'shutdown'."""

@@ -6,7 +6,9 @@ from app.tapes.tape import Tape
 
 
 class TapeStore(Protocol):
-    """Holds tapes by id. A running tape is never dropped."""
+    """Holds tapes by id. A running tape is never dropped; of others, `num_expired` were."""
+
+    num_expired: int
 
     def add(self, tape: Tape) -> None: ...
 

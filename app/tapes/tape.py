@@ -5,6 +5,7 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 import msgspec
@@ -24,12 +25,16 @@ _EMPTY = 1000  # bytes that a tape without entries takes
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One step of one sequence; `index` is its place among the tape's choices."""
+    """One step of one sequence; `index` is its place among the tape's choices.
+
+    `at` is when it was made, in monotonic seconds.
+    """
 
     text: str
     token_id: int
     logprob: Logprob | None = None
     index: int = 0
+    at: float = msgspec.field(default_factory=time.monotonic)
 
     @property
     def size(self) -> int:
@@ -97,7 +102,8 @@ class Choice:
     """One of the sequences that a tape is made of; most tapes have one.
 
     `prompt_tokens` is 0 where another choice has the same prompt: it is counted once. Token ids are
-    kept all: they are what another engine needs to go on.
+    kept all: they are what another engine needs to go on. `latency` is the time in seconds from the
+    token before to the newest, None for the first one and after a pause; `latencies` are all.
     """
 
     prompt_tokens: int
@@ -106,6 +112,22 @@ class Choice:
     started: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None
+    latency: float | None = None
+    latencies: "array[float]" = field(default_factory=lambda: array("f"))
+    _last: float | None = None
+
+    def append(self, entry: Entry) -> None:
+        self.output_ids.append(entry.token_id)
+        if self._last is None:
+            self.latency = None
+        else:
+            self.latency = entry.at - self._last
+            self.latencies.append(self.latency)
+        self._last = entry.at
+
+    def pause(self) -> None:
+        """The time until the next token is its reader's, not the engine's."""
+        self._last = None
 
 
 @dataclass(slots=True, eq=False)
@@ -133,6 +155,7 @@ class Tape:
     ended_at: float | None = None
     queue_ms: float | None = None
     paused: bool = False
+    resumes: int = 0  # readers that went on after an entry
     size: int = _EMPTY
     _first: float | None = None
     _last: float | None = None
@@ -192,21 +215,31 @@ class Tape:
             tokens_per_second=self._decode_rate(),
         )
 
+    @property
+    def decode_seconds(self) -> float | None:
+        """From the first token to the newest; None where there is none."""
+        return None if self._first is None or self._last is None else self._last - self._first
+
+    @property
+    def itl_p99_ms(self) -> float | None:
+        """The latency between two tokens that 99 % of them stay below, or None before any."""
+        latencies = sorted(chain.from_iterable(choice.latencies for choice in self.choices))
+        return latencies[len(latencies) * 99 // 100] * 1000 if latencies else None
+
     def _decode_rate(self) -> float | None:
         """Tokens after the first, over the time that they took."""
-        if self._first is None or self._last is None or self._last == self._first:
-            return None
-        return (self.num_tokens - 1) / (self._last - self._first)
+        seconds = self.decode_seconds
+        return (self.num_tokens - 1) / seconds if seconds else None
 
     def append(self, entry: Entry) -> None:
         """Raises ValueError on a tape that has ended."""
         if self.end:
             raise ValueError(f"tape {self.id} has ended; nothing can be appended")
-        self._last = time.monotonic()
+        self._last = entry.at
         if self._first is None:
             self._first = self._last
         self.entries.append(entry)
-        self.choices[entry.index].output_ids.append(entry.token_id)
+        self.choices[entry.index].append(entry)
         self.progress = None
         self.size += entry.size
         if self.size > self.cap:
