@@ -15,7 +15,10 @@ from app.admission import Admission
 from app.engine_link import EngineLink, configuration
 from app.hosts import HostCheck, own_names
 from app.limits import Limits, parse_rates
+from app.logs import TapeLog
+from app.metrics import Metrics
 from app.options import SettingsError
+from app.requests import Requests
 from app.routes import (
     chat,
     completions,
@@ -58,25 +61,30 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Opened before the first request needs it: the engine loads for longer than this takes.
     tokenizer = checkpoint.tokenizer()
     chat_template = _chat_template(checkpoint, tokenizer)
+    max_model_len = settings.max_model_len or checkpoint.config.max_model_len
+    metrics = Metrics(model_name, max_model_len)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         link = EngineLink(configuration(settings, path), settings.engine_timeout)
         await link.start()
         store = MemoryStore(ttl=settings.tape_ttl, budget=settings.tape_memory)
-        registry = Registry(Recovery(link), store, settings.max_tape_memory)
+        recovery = Recovery(link)
+        observers = (metrics, TapeLog())
+        registry = Registry(recovery, store, settings.max_tape_memory, observers)
+        metrics.watch(link, recovery, registry)
         admission = Admission(
             tokenizer=tokenizer,
             chat_template=chat_template,
             config=checkpoint.config,
             link=link,
             registry=registry,
-            max_model_len=settings.max_model_len or checkpoint.config.max_model_len,
+            max_model_len=max_model_len,
             capacity=settings.max_num_seqs + settings.max_waiting,
         )
         limits, now = _limits(settings), int(time.time())
         app.state.services = Services(
-            settings, model_name, link, registry, admission, api_keys, limits, now
+            settings, model_name, link, registry, admission, api_keys, limits, metrics, now
         )
         try:
             yield
@@ -98,6 +106,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(module.router)
     app.mount("/static", page.Files(directory=page.STATIC), name="static")
     _admit_pages(app, settings)
+    app.add_middleware(Requests, metrics=metrics)  # the last is the outermost: it sees all answers
     return app
 
 

@@ -168,6 +168,9 @@ class Settings(EngineSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged."
     )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="How lines are written; auto is text on a terminal, JSON elsewhere."
+    )
 
     @field_validator("rate_limit")
     @classmethod

@@ -52,6 +52,7 @@ def find(services: Services, caller: Caller, tape_id: str) -> Tape:
             f"{services.settings.tape_ttl:g} s, start a new generation",
             code="tape_not_found",
         )
+    caller.tape = tape
     return tape
 
 
@@ -68,13 +69,14 @@ def reached(services: Services, caller: Caller, event_id: str) -> tuple[Tape, in
 
 
 def stream(
-    services: Services, tape: Tape, after: int = 0, *, dialect: Dialect = native
+    services: Services, tape: Tape, after: int | None = None, *, dialect: Dialect = native
 ) -> Response:
-    """The tape as SSE after entry `after`; 204 when the terminal entry was read already.
+    """The tape as SSE, from its start or, resumed, after an entry that its reader has.
 
-    204 makes a browser's EventSource stop. Raises APIError 400 when `after` is in the future.
+    204 when that is the terminal entry, which makes a browser's EventSource stop. Raises APIError
+    400 when it is in the future.
     """
-    if after > tape.last:
+    if after is not None and after > tape.last:
         raise APIError(
             400,
             f"entry {after} is in the future: this tape has {tape.last}",
@@ -86,6 +88,7 @@ def stream(
         services.registry,
         tape,
         after,
+        metrics=services.metrics,
         dialect=dialect,
         ping_interval=services.settings.ping_interval,
         send_timeout=services.settings.send_timeout,

@@ -89,7 +89,8 @@ async def retrieve(
         tape, after = reached(services, caller, last_event_id)
         return stream(services, tape, after, dialect=ResponseStream(tape, _form_of(services, tape)))
     begun = -1 if starting_after is None else starting_after
-    return stream(services, tape, dialect=ResponseStream(tape, form, begun))
+    after = None if starting_after is None else 0  # events are not entries: it is told from all
+    return stream(services, tape, after, dialect=ResponseStream(tape, form, begun))
 
 
 @router.post(

@@ -29,6 +29,21 @@ async def start(
     origin: object = None,
 ) -> Tape:
     """Admit the request and begin its tape, or find the one that it has begun. Raises APIError."""
+    caller.tape = await _begun(
+        services, caller, ask, key, on_disconnect=on_disconnect, origin=origin
+    )
+    return caller.tape
+
+
+async def _begun(
+    services: Services,
+    caller: Caller,
+    ask: Ask,
+    key: str | None,
+    *,
+    on_disconnect: OnDisconnect | None,
+    origin: object,
+) -> Tape:
     fields = ask.fields
     claim = Claim(f"{caller.owner}:{key}", _digest(fields)) if key else None
     if claim and (tape := services.registry.claimed(claim)):

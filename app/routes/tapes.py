@@ -81,10 +81,13 @@ async def cancel(tape_id: TapeID, services: ServicesDep, caller: CallerDep) -> R
     return Response(status_code=204)
 
 
-def _entry(last_event_id: str | None, tape_id: str, after: int) -> int:
-    """Last-Event-ID goes before `after`: an EventSource keeps its first URL when it reconnects."""
+def _entry(last_event_id: str | None, tape_id: str, after: int) -> int | None:
+    """Last-Event-ID goes before `after`: an EventSource keeps its first URL when it reconnects.
+
+    None is from the start, for who has nothing yet.
+    """
     if not last_event_id:
-        return after
+        return after or None
     position = parse_position(last_event_id)
     if position.tape_id != tape_id:
         raise APIError(

@@ -13,6 +13,7 @@ from sse_starlette import EventSourceResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.dialects import native
+from app.metrics import Metrics
 from app.sse import SendWatch, TapeResponse
 from app.tapes.registry import Registry
 from app.tapes.tape import Choice, Entry, Tape
@@ -42,7 +43,8 @@ def reading(tape: Tape, readers: Readers, send_timeout: float, ping_interval: fl
         response = TapeResponse(
             cast(Registry, readers),
             tape,
-            0,
+            None,
+            metrics=Metrics("none", 8192),
             dialect=native,
             ping_interval=ping_interval,
             send_timeout=send_timeout,
