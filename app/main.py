@@ -34,8 +34,10 @@ from app.security import ApiKeys
 from app.services import Services
 from app.settings import Settings
 from app.tapes.memory import MemoryStore
+from app.tapes.observer import Observer
 from app.tapes.recovery import Recovery
 from app.tapes.registry import Registry
+from app.tracing import TraceContext, Tracing
 from model.chat_template import ChatTemplate
 from model.errors import ModelLoadError
 from model.loading.checkpoint import Checkpoint, open_checkpoint
@@ -63,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     chat_template = _chat_template(checkpoint, tokenizer)
     max_model_len = settings.max_model_len or checkpoint.config.max_model_len
     metrics = Metrics(model_name, max_model_len)
+    tracing = Tracing(settings.otlp_endpoint, model_name) if settings.otlp_endpoint else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -70,7 +73,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await link.start()
         store = MemoryStore(ttl=settings.tape_ttl, budget=settings.tape_memory)
         recovery = Recovery(link)
-        observers = (metrics, TapeLog())
+        observers: list[Observer] = [metrics, TapeLog()]
+        if tracing:
+            observers.append(tracing)
         registry = Registry(recovery, store, settings.max_tape_memory, observers)
         metrics.watch(link, recovery, registry)
         admission = Admission(
@@ -84,19 +89,32 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
         limits, now = _limits(settings), int(time.time())
         app.state.services = Services(
-            settings, model_name, link, registry, admission, api_keys, limits, metrics, now
+            settings=settings,
+            model_name=model_name,
+            link=link,
+            registry=registry,
+            admission=admission,
+            api_keys=api_keys,
+            limits=limits,
+            metrics=metrics,
+            tracing=tracing,
+            started=now,
         )
         try:
             yield
         finally:
             registry.close()
             await link.stop()
+            if tracing:
+                await tracing.close()
 
     app = FastAPI(
         title="Tickertape",
         version=version("tickertape"),
         summary="A language model whose every answer is a tape that can be resumed.",
         lifespan=lifespan,
+        # FastAPI's own: its spans hold query strings, which hold prompts, and it wraps each frame.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,
         redoc_url=None,
     )
@@ -106,6 +124,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(module.router)
     app.mount("/static", page.Files(directory=page.STATIC), name="static")
     _admit_pages(app, settings)
+    if tracing:
+        app.add_middleware(TraceContext)
     app.add_middleware(Requests, metrics=metrics)  # the last is the outermost: it sees all answers
     return app
 

@@ -33,7 +33,7 @@ def new_request_id() -> str:
 
 
 def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
-    """The X-Request-Id that was sent, if it is one of up to 128 harmless characters; else a new one."""
+    """The X-Request-Id that was sent, if it is up to 128 harmless characters; else a new one."""
     given = [value for name, value in headers if name == b"x-request-id"]
     if len(given) == 1 and _GIVEN_ID.fullmatch(given[0]):
         return given[0].decode()

@@ -15,6 +15,7 @@ from app.security import ApiKeys
 from app.settings import Settings
 from app.tapes.registry import Registry
 from app.tapes.tape import Tape
+from app.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Services:
     api_keys: ApiKeys
     limits: Limits
     metrics: Metrics
+    tracing: Tracing | None
     started: int  # seconds since 1970
 
 

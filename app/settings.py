@@ -172,6 +172,17 @@ class Settings(EngineSettings):
         "auto", description="How lines are written; auto is text on a terminal, JSON elsewhere."
     )
 
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP collector for traces, such as http://127.0.0.1:4318; none is off."
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        if value and not re.match(r"https?://[^/]", value):
+            raise ValueError("must begin with http:// or https://, such as http://127.0.0.1:4318")
+        return value or None
+
     @field_validator("rate_limit")
     @classmethod
     def _a_rate(cls, value: str | None) -> str | None:

@@ -56,7 +56,13 @@ async def create(
         alone = body.background and "on_disconnect" not in body.model_fields_set
         leaving: OnDisconnect | None = "continue" if alone else None
         tape = await start(
-            services, caller, ask, idempotency_key, on_disconnect=leaving, origin=form
+            services,
+            caller,
+            ask,
+            idempotency_key,
+            streamed=body.stream,
+            on_disconnect=leaving,
+            origin=form,
         )
         if body.stream:
             return stream(services, tape, dialect=ResponseStream(tape, form))
@@ -89,8 +95,8 @@ async def retrieve(
         tape, after = reached(services, caller, last_event_id)
         return stream(services, tape, after, dialect=ResponseStream(tape, _form_of(services, tape)))
     begun = -1 if starting_after is None else starting_after
-    after = None if starting_after is None else 0  # events are not entries: it is told from all
-    return stream(services, tape, after, dialect=ResponseStream(tape, form, begun))
+    start = None if starting_after is None else 0  # events are not entries: it is told from all
+    return stream(services, tape, start, dialect=ResponseStream(tape, form, begun))
 
 
 @router.post(

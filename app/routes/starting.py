@@ -25,12 +25,13 @@ async def start(
     ask: Ask,
     key: str | None = None,
     *,
+    streamed: bool = True,
     on_disconnect: OnDisconnect | None = None,
     origin: object = None,
 ) -> Tape:
     """Admit the request and begin its tape, or find the one that it has begun. Raises APIError."""
     caller.tape = await _begun(
-        services, caller, ask, key, on_disconnect=on_disconnect, origin=origin
+        services, caller, ask, key, streamed=streamed, on_disconnect=on_disconnect, origin=origin
     )
     return caller.tape
 
@@ -41,6 +42,7 @@ async def _begun(
     ask: Ask,
     key: str | None,
     *,
+    streamed: bool,
     on_disconnect: OnDisconnect | None,
     origin: object,
 ) -> Tape:
@@ -64,6 +66,8 @@ async def _begun(
             origin=origin,
         )
         place.hold(tape)
+        if services.tracing:
+            services.tracing.asked(tape, ask, streamed=streamed)
         return tape
 
 
@@ -96,7 +100,9 @@ async def whole(
     Raises APIError when there is no whole answer to give.
     """
     leaving: OnDisconnect = "continue" if key else "abort"
-    tape = await start(services, caller, ask, key, on_disconnect=leaving, origin=origin)
+    tape = await start(
+        services, caller, ask, key, streamed=False, on_disconnect=leaving, origin=origin
+    )
     services.registry.attach(tape)
     try:
         await _until_end_or_departure(tape, request)

@@ -23,7 +23,7 @@ FLOORS = [
     ["app.services"],
     ["app.admission", "app.security", "app.limits", "app.hosts"],
     ["app.sse"],
-    ["app.metrics", "app.logs"],
+    ["app.metrics", "app.logs", "app.tracing"],
     ["app.dialects"],
     ["app.tapes"],
     ["app.engine_link"],
