@@ -220,7 +220,7 @@ class Metrics(Observer, Collector):
         yield self._gauge(
             "readers_attached", "Connections that follow a tape.", registry.num_readers
         )
-        yield self._gauge("engine_up", "1 while the engine takes work.", link.is_up)
+        yield self._gauge("engine_up", "Whether the engine takes work.", link.is_up)
         yield self._counter(
             "prefix_cache_queries", "Tokens looked up in the prefix cache.", totals.prefix_queries
         )
