@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import logs
+from app.main import create_app
 from app.requests import request_id_of
+from app.settings import Settings
 from tests.answers import typing
 from tests.app.test_http_limits import exchange
 from tests.app.test_keys import bearer
@@ -179,6 +181,26 @@ async def test_what_never_becomes_a_request_has_an_id_and_a_line(
     (request_id,) = re.findall(rb"(?i)x-request-id: (\w+)\r\n", raw)
     line = await line_with(logging_server, request_id=request_id.decode())
     assert (line["event"], line["status"], line["code"]) == ("refused", 400, "malformed_request")
+
+
+async def test_an_error_of_ours_names_the_request(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No route may fail so; one that does answers from outside of all middleware."""
+    app = create_app(Settings(model=str(tiny_model), allowed_hosts="*"))
+
+    @app.get("/fails")
+    async def fails() -> None:
+        raise RuntimeError("a fault")
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    with caplog.at_level("INFO", "tickertape.requests"):
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            answer = await client.get("/fails", headers={"X-Request-Id": "mine"})
+    assert answer.status_code == 500
+    assert answer.headers.get_list("X-Request-Id") == ["mine"]
+    (record,) = (record for record in caplog.records if record.name == "tickertape.requests")
+    assert (record.__dict__["status"], record.__dict__["route"]) == (500, "/fails")
 
 
 # ---- nothing breaks it

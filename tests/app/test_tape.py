@@ -281,3 +281,18 @@ def test_how_soon_a_place_is_free_is_measured() -> None:
     assert turnover.seconds_to_a_place() == 59
     turnover.begin(1)
     assert turnover.seconds_to_a_place() == 1
+
+
+def test_latencies_are_of_one_choice_and_not_of_a_pause() -> None:
+    tape = Tape(TAPE_ID, [Choice(1), Choice(0)])
+    assert tape.itl_p99_ms is None
+    for index, at in [(0, 1.0), (1, 1.0), (0, 1.5), (1, 3.0)]:
+        tape.append(Entry("x", 1, None, index, at))
+    assert [choice.latency for choice in tape.choices] == [0.5, 2.0]
+    for choice in tape.choices:
+        choice.pause()
+    tape.append(Entry("x", 1, None, 0, 60.0))
+    assert tape.choices[0].latency is None
+    tape.append(Entry("x", 1, None, 0, 60.25))
+    assert [list(choice.latencies) for choice in tape.choices] == [[0.5, 0.25], [2.0]]
+    assert tape.itl_p99_ms == 2000.0
