@@ -37,6 +37,8 @@ from app.tapes.memory import MemoryStore
 from app.tapes.observer import Observer
 from app.tapes.recovery import Recovery
 from app.tapes.registry import Registry
+from app.tapes.shelf import Shelf
+from app.tapes.store import TapeStore
 from app.tracing import TraceContext, Tracing
 from model.chat_template import ChatTemplate
 from model.errors import ModelLoadError
@@ -71,12 +73,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         link = EngineLink(configuration(settings, path), settings.engine_timeout)
         await link.start()
-        store = MemoryStore(ttl=settings.tape_ttl, budget=settings.tape_memory)
+        store = _store(settings)
         recovery = Recovery(link)
         observers: list[Observer] = [metrics, TapeLog()]
         if tracing:
             observers.append(tracing)
         registry = Registry(recovery, store, settings.max_tape_memory, observers)
+        await store.start(registry)
         metrics.watch(link, recovery, registry)
         admission = Admission(
             tokenizer=tokenizer,
@@ -104,7 +107,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
         finally:
             registry.close()
+            await store.flush()
             await link.stop()
+            await store.stop()
             if tracing:
                 await tracing.close()
 
@@ -146,6 +151,17 @@ def _admit_pages(app: FastAPI, settings: Settings) -> None:
     allowed = (settings.allowed_hosts or "").split(",")
     if names := own_names(settings.host, [name for name in allowed if name]):
         app.add_middleware(HostCheck, names=names)
+
+
+def _store(settings: Settings) -> TapeStore:
+    shelf = Shelf(ttl=settings.tape_ttl, budget=settings.tape_memory)
+    if settings.tapes == "memory":
+        return MemoryStore(shelf)
+    from app.tapes.redis import RedisStore  # an extra
+
+    return RedisStore(
+        settings.tapes, shelf, ttl=settings.tape_ttl, max_tape_size=settings.max_tape_memory
+    )
 
 
 def _limits(settings: Settings) -> Limits:

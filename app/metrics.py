@@ -216,7 +216,7 @@ class Metrics(Observer, Collector):
             "Share of KV blocks in use; 1 is all.",
             gauges.kv_blocks_used / blocks if blocks else 0.0,
         )
-        yield self._gauge("num_tapes", "Tapes kept, running or ended.", len(registry.store))
+        yield self._gauge("num_tapes", "Tapes kept, running or ended.", len(registry.store.shelf))
         yield self._gauge(
             "readers_attached", "Connections that follow a tape.", registry.num_readers
         )
@@ -236,7 +236,7 @@ class Metrics(Observer, Collector):
             "expired_tapes",
             "Paused tapes whose grace has passed, and ended ones that are kept no longer.",
             "reason",
-            {"grace": registry.num_abandoned, "dropped": registry.store.num_expired},
+            {"grace": registry.num_abandoned, "dropped": registry.store.shelf.num_expired},
         )
         yield self._counter(
             "recoveries",

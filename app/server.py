@@ -81,6 +81,7 @@ class Server(uvicorn.Server):
         services.link.drain()  # a signal has done so already, a failing engine has not
         await self._wait_for_tapes(services)
         services.registry.close()
+        await services.registry.store.flush()
         await super().shutdown(sockets)
         # uvicorn would raise the signal again, and the exit code would not be 0.
         self._captured_signals.clear()

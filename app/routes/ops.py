@@ -25,7 +25,7 @@ async def health(services: ServicesDep) -> dict[str, Any]:
         "running": link.gauges.running,
         "waiting": link.gauges.waiting,
         "paused": link.gauges.paused,
-        "tapes": len(services.registry.store),
+        "tapes": len(services.registry.store.shelf),
         "kv_blocks_used": link.gauges.kv_blocks_used,
         "kv_blocks_total": link.info.kv_blocks_total if link.info else 0,
     }

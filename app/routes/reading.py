@@ -42,9 +42,9 @@ IdempotencyKey = Annotated[
 ]
 
 
-def find(services: Services, caller: Caller, tape_id: str) -> Tape:
+async def find(services: Services, caller: Caller, tape_id: str) -> Tape:
     """Raises APIError 404 when there is no such tape, no longer, or it is somebody else's."""
-    tape = services.registry.get(tape_id)
+    tape = await services.registry.get(tape_id)
     if tape is None or tape.owner != caller.owner:
         raise APIError(
             404,
@@ -56,16 +56,16 @@ def find(services: Services, caller: Caller, tape_id: str) -> Tape:
     return tape
 
 
-def resume(services: Services, caller: Caller, event_id: str) -> Response:
+async def resume(services: Services, caller: Caller, event_id: str) -> Response:
     """Go on after the entry that a Last-Event-ID names; never starts a generation."""
-    tape, after = reached(services, caller, event_id)
+    tape, after = await reached(services, caller, event_id)
     return stream(services, tape, after)
 
 
-def reached(services: Services, caller: Caller, event_id: str) -> tuple[Tape, int]:
+async def reached(services: Services, caller: Caller, event_id: str) -> tuple[Tape, int]:
     """The tape that a Last-Event-ID names, and the entry. Raises APIError."""
     position = parse_position(event_id)
-    return find(services, caller, position.tape_id), position.entry
+    return await find(services, caller, position.tape_id), position.entry
 
 
 def stream(
@@ -82,7 +82,7 @@ def stream(
             f"entry {after} is in the future: this tape has {tape.last}",
             code="future_id",
         )
-    if tape.end and after == tape.last:
+    if tape.has_ended and after == tape.last:
         return Response(status_code=204)
     return TapeResponse(
         services.registry,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from app.dialects import native
 from app.errors import APIError
-from app.tapes.memory import MemoryStore
 from app.tapes.position import Position, parse_position
+from app.tapes.shelf import Shelf
 from app.tapes.tape import Batch, Choice, Claim, End, Entry, Gap, Progress, Recovering, Tape
 from app.tapes.turnover import Turnover
 from model.messages import Prefilling, Queued
@@ -147,24 +147,24 @@ def test_a_position_is_ours_or_an_error(text: str) -> None:
 
 
 def test_finished_tapes_go_by_age_and_running_ones_never() -> None:
-    store = MemoryStore(ttl=0.0, budget=1 << 20)
+    shelf = Shelf(ttl=0.0, budget=1 << 20)
     running, finished = tape_of(["a"], ended=False), tape_of(["a"])
     running.id = "running"
-    store.add(running)
-    store.add(finished)
-    store.finished(finished)
-    assert store.get("running") is running
-    assert store.get(finished.id) is None
+    shelf.add(running)
+    shelf.add(finished)
+    shelf.finished(finished)
+    assert shelf.get("running") is running
+    assert shelf.get(finished.id) is None
 
 
 def test_the_oldest_finished_tapes_go_when_memory_is_short() -> None:
     tapes = [tape_of(["text"] * 10) for _ in range(4)]
-    store = MemoryStore(ttl=300.0, budget=2 * tapes[0].size)
+    shelf = Shelf(ttl=300.0, budget=2 * tapes[0].size)
     for number, tape in enumerate(tapes):
         tape.id = str(number)
-        store.add(tape)
-        store.finished(tape)
-    assert [store.get(str(number)) is not None for number in range(4)] == [
+        shelf.add(tape)
+        shelf.finished(tape)
+    assert [shelf.get(str(number)) is not None for number in range(4)] == [
         False,
         False,
         True,
@@ -244,15 +244,15 @@ def test_status_frames_have_no_id() -> None:
 
 
 def test_a_key_is_forgotten_with_its_tape() -> None:
-    store = MemoryStore(ttl=300.0, budget=0)
+    shelf = Shelf(ttl=300.0, budget=0)
     tape = tape_of(["a"], ended=False)
     tape.claim = Claim("key", b"digest")
-    store.add(tape)
-    assert store.claimed("key") is tape
-    assert store.claimed("other") is None
+    shelf.add(tape)
+    assert shelf.claimed("key") is tape
+    assert shelf.claimed("other") is None
     tape.finish("stop")
-    store.finished(tape)
-    assert store.claimed("key") is None
+    shelf.finished(tape)
+    assert shelf.claimed("key") is None
 
 
 class Clock:
