@@ -15,6 +15,7 @@ from app.admission import Admission
 from app.engine_link import EngineLink, configuration
 from app.hosts import HostCheck, own_names
 from app.limits import Limits, parse_rates
+from app.long_texts import LongTexts
 from app.options import SettingsError
 from app.routes import (
     chat,
@@ -65,8 +66,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await link.start()
         store = MemoryStore(ttl=settings.tape_ttl, budget=settings.tape_memory)
         registry = Registry(Recovery(link), store, settings.max_tape_memory)
+        long_texts = LongTexts(path)
         admission = Admission(
             tokenizer=tokenizer,
+            long_texts=long_texts,
             chat_template=chat_template,
             config=checkpoint.config,
             link=link,
@@ -82,6 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
         finally:
             registry.close()
+            await long_texts.stop()
             await link.stop()
 
     app = FastAPI(

@@ -23,7 +23,7 @@ FLOORS = [
     ["app.sse"],
     ["app.dialects"],
     ["app.tapes"],
-    ["app.engine_link"],
+    ["app.engine_link", "app.long_texts"],
     [
         "app.schemas",
         "app.settings",
@@ -32,7 +32,6 @@ FLOORS = [
         "app.client",
         "app.event_stream",
         "app.strict_json",
-        "app.quiet",
     ],
     ["model"],
 ]
