@@ -21,7 +21,8 @@ run: $(VENV)/.run ## serve on HOST:PORT (127.0.0.1:8000) the MODEL (smollm2-135m
 	@$(BIN)/tickertape serve $(FLAGS) $(ARGS)
 
 test: $(VENV)/.test ## all tests: about 11 minutes on two slow cores
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(ARGS)
+	@$(BIN)/pytest -m alone $(ARGS)
 
 test-fast: $(VENV)/.test ## the tests that need neither a server nor a browser
 	@$(BIN)/pytest tests/model --ignore tests/model/test_correctness.py $(ARGS)

@@ -2,23 +2,26 @@
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from app.dialects import tool_calls
 from app.engine_link import EngineLink
 from app.errors import out_of_range, try_later
-from app.quiet import quietly
+from app.long_texts import LongTexts
 from app.schemas.ask import Ask, Conversation, Prompt
 from app.schemas.sampling import SamplingFields
 from app.tapes.registry import Registry
 from model import grammar
 from model.chat_template import ChatTemplate, ChatTemplateError, Text, chat_parts
 from model.config import ModelConfig
+from model.messages import LongText
 from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
 
 _SHORT = 4096  # characters; tokenizing so few takes less time than a thread's start
+_LONG = 1 << 16  # characters; to tokenize so many takes a thread more than 15 ms
 _CHARACTERS_PER_TOKEN = 8  # ordinary text has about four
 
 
@@ -33,6 +36,7 @@ class Admitted:
 @dataclass(frozen=True, slots=True)
 class Admission:
     tokenizer: Tokenizer
+    long_texts: LongTexts
     chat_template: ChatTemplate | None
     config: ModelConfig
     link: EngineLink
@@ -82,7 +86,7 @@ class Admission:
                 self._of_good_length(await self._encode(head), name, at_least=0, cut=True)
         return self._of_good_length(await self.encode(prompt, name), name)
 
-    async def encode(self, prompt: Prompt, name: str = "prompt") -> list[int]:
+    async def encode(self, prompt: Prompt, name: str = "prompt") -> Sequence[int]:
         """Ids of the prompt, however many. Raises APIError 422 where it cannot be encoded."""
         match prompt:
             case str():
@@ -100,7 +104,7 @@ class Admission:
             raise out_of_range(name, f"token ids go from 0 to {size - 1}, not {wrong[0]}")
 
     def _of_good_length(
-        self, ids: list[int], name: str, *, at_least: int = 1, cut: bool = False
+        self, ids: Sequence[int], name: str, *, at_least: int = 1, cut: bool = False
     ) -> list[int]:
         if len(ids) < at_least:
             raise out_of_range(name, "holds no token; give at least one character")
@@ -111,17 +115,21 @@ class Admission:
                 f"has {counted}; this model's context is {self.context} tokens for prompt and "
                 f"output together, so it must have from 1 to {self.context - 1}",
             )
-        return ids
+        return list(ids)
 
-    async def _encode(self, text: str, **options: bool) -> list[int]:
-        """Off the loop where it takes long, and behind everybody's tokens where it takes longer."""
-        if len(text) <= _SHORT:
-            return self.tokenizer.encode(text, **options)
-        encode = partial(self.tokenizer.encoding, text, **options)
-        is_long = len(text) >= self.context * _CHARACTERS_PER_TOKEN
-        encoding = await (quietly(encode) if is_long else asyncio.to_thread(encode))
-        ids: list[int] = encoding.ids
-        return ids
+    async def _encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
+    ) -> Sequence[int]:
+        """Off the loop where it takes long, and in another process where it takes longer."""
+        if len(text) >= _LONG:
+            return await self.long_texts.encode(LongText(text, add_special_tokens, parse_special))
+        encode = partial(
+            self.tokenizer.encode,
+            text,
+            add_special_tokens=add_special_tokens,
+            parse_special=parse_special,
+        )
+        return encode() if len(text) <= _SHORT else await asyncio.to_thread(encode)
 
     async def _render(self, conversation: Conversation) -> list[int]:
         """The model's own way to write a conversation. Raises APIError where it has none."""

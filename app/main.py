@@ -16,6 +16,7 @@ from app.engine_link import EngineLink, configuration
 from app.hosts import HostCheck, own_names
 from app.limits import Limits, parse_rates
 from app.logs import TapeLog
+from app.long_texts import LongTexts
 from app.metrics import Metrics
 from app.options import SettingsError
 from app.requests import Requests
@@ -81,8 +82,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         registry = Registry(recovery, store, settings.max_tape_memory, observers)
         await store.start(registry)
         metrics.watch(link, recovery, registry)
+        long_texts = LongTexts(path)
         admission = Admission(
             tokenizer=tokenizer,
+            long_texts=long_texts,
             chat_template=chat_template,
             config=checkpoint.config,
             link=link,
@@ -108,6 +111,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             registry.close()
             await store.flush()
+            await long_texts.stop()
             await link.stop()
             await store.stop()
             if tracing:

@@ -4,7 +4,8 @@ A frame on the socket is a 4-byte big-endian length followed by that many bytes 
 """
 
 import struct
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 
 import msgspec
@@ -184,7 +185,24 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 
 Report = Ready | Failed | Step
 
-_LENGTH = struct.Struct(">I")
+
+# ---- API process -> tokenizer process
+
+
+class LongText(msgspec.Struct, frozen=True):
+    """Encode this; the options are those of `Tokenizer.encode`. The answer is an `id_array`."""
+
+    text: str
+    add_special_tokens: bool = True
+    parse_special: bool = False
+
+
+def id_array(ids: Iterable[int] = ()) -> "array[int]":
+    """Token ids in 32 bits each, in the machine's order of bytes."""
+    return array("I", ids)
+
+
+LENGTH: Final = struct.Struct(">I")
 MAX_FRAME: Final = 256 * 1024 * 1024
 
 
@@ -192,10 +210,10 @@ class FrameError(Exception):
     """The other side of the boundary sent something that is no frame."""
 
 
-def pack(message: Command | Report) -> bytes:
+def pack(message: Command | Report | LongText) -> bytes:
     """One frame, length first."""
     body = msgspec.msgpack.encode(message)
-    return _LENGTH.pack(len(body)) + body
+    return LENGTH.pack(len(body)) + body
 
 
 class Unpacker:
@@ -210,17 +228,18 @@ class Unpacker:
         Raises FrameError when a frame claims more than MAX_FRAME bytes.
         """
         self._buffer += data
-        while len(self._buffer) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer)
+        while len(self._buffer) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._buffer)
             if length > MAX_FRAME:
                 raise FrameError(f"a frame of {length} bytes is larger than {MAX_FRAME}")
-            end = _LENGTH.size + length
+            end = LENGTH.size + length
             if len(self._buffer) < end:
                 return
-            body = bytes(self._buffer[_LENGTH.size : end])
+            body = bytes(self._buffer[LENGTH.size : end])
             del self._buffer[:end]
             yield body
 
 
 command_decoder: Final = msgspec.msgpack.Decoder(Command)
 report_decoder: Final = msgspec.msgpack.Decoder(Report)
+long_text_decoder: Final = msgspec.msgpack.Decoder(LongText)

@@ -13,7 +13,6 @@ from typing import Any
 
 from tokenizers import (
     AddedToken,
-    Encoding,
     Regex,
     decoders,
     models,
@@ -116,21 +115,10 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of `text`, with BOS in front where the model wants it and `add_special_tokens`.
 
+        What takes long of it happens outside of the interpreter lock.
+
         Raises:
             ValueError: the text holds lone surrogates, which no UTF-8 text can.
-        """
-        ids: list[int] = self.encoding(
-            text, add_special_tokens=add_special_tokens, parse_special=parse_special
-        ).ids
-        return ids
-
-    def encoding(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
-    ) -> Encoding:
-        """All of `encode` that takes long, which happens outside of the interpreter lock.
-
-        Raises:
-            ValueError: the text holds lone surrogates.
         """
         backend = self._parsing if parse_special else self._plain
         try:
@@ -138,7 +126,8 @@ class Tokenizer:
             batch = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError as error:
             raise ValueError("the text holds lone surrogates") from error
-        return batch[0]
+        ids: list[int] = batch[0].ids
+        return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""

@@ -32,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=3, help="in a row, of tests/e2e/test_crashes.py")
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """`make test` runs those that measure time apart; of one file, there may be none."""
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.option.markexpr:
+        session.exitstatus = pytest.ExitCode.OK
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compiled() -> None:
     """No server of a test shall change its arithmetic in the middle: the kernels come first."""

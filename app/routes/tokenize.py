@@ -1,7 +1,7 @@
 """POST /tokenize and POST /detokenize: what the model reads a text as."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -44,7 +44,7 @@ async def tokenize(body: TokenizeBody, services: ServicesDep, caller: CallerDep)
     return Response(content, media_type="application/json")
 
 
-async def _written(ids: list[int], shown: Callable[[int], int | str] = int) -> bytes:
+async def _written(ids: Sequence[int], shown: Callable[[int], int | str] = int) -> bytes:
     """A JSON list, a part at a time: of a megabyte there may be a million tokens."""
     parts = []
     for start in range(0, len(ids), _AT_ONCE):

@@ -26,7 +26,7 @@ FLOORS = [
     ["app.metrics", "app.logs", "app.tracing"],
     ["app.dialects"],
     ["app.tapes"],
-    ["app.engine_link"],
+    ["app.engine_link", "app.long_texts"],
     [
         "app.schemas",
         "app.settings",
@@ -35,7 +35,6 @@ FLOORS = [
         "app.client",
         "app.event_stream",
         "app.strict_json",
-        "app.quiet",
     ],
     ["model"],
 ]

@@ -112,6 +112,7 @@ def test_a_late_joiner_and_a_cancelled_neighbour_change_nothing(
     assert engine.gauges.kv_blocks_used == 0
 
 
+@pytest.mark.alone
 def test_time_per_token_hardly_grows_with_the_position(
     engine: Engine, prompt_ids: list[list[int]]
 ) -> None:
