@@ -32,8 +32,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=3, help="in a row, of tests/e2e/test_crashes.py")
 
 
+MODEL_TESTS = Path(__file__).parent / "model"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Only what computes and looks at no clock shares the processors: `make test` runs it apart."""
+    for item in items:
+        if not item.path.is_relative_to(MODEL_TESTS):
+            item.add_marker("alone")
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """`make test` runs those that measure time apart; of one file, there may be none."""
+    """Of one file there may be none that share, or none that run alone."""
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.option.markexpr:
         session.exitstatus = pytest.ExitCode.OK
 

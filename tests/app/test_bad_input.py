@@ -9,8 +9,6 @@ import pytest
 
 from tests.server import RunningServer
 
-pytestmark = pytest.mark.alone
-
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ""}, "prompt", "at least 1 character"),
     ({}, "prompt", "required"),

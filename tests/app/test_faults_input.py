@@ -28,8 +28,6 @@ from tests.app.test_bad_input import JSON, error_of
 from tests.app.test_http_limits import GET, connection
 from tests.server import RunningServer, running
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -23,8 +23,6 @@ from app.settings import Settings
 from tests.app.conftest import HEADER_TIMEOUT
 from tests.server import RunningServer
 
-pytestmark = pytest.mark.alone
-
 MIB = 1 << 20
 GET = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 FAULT = {"type", "message", "param", "code"}

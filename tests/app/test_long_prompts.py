@@ -12,8 +12,6 @@ import pytest
 
 from tests.server import RunningServer
 
-pytestmark = pytest.mark.alone
-
 MEGABYTE = 1 << 20
 STREAM = {"prompt": "Once", "max_length": 4000, "temperature": 0, "ignore_eos": True}
 

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from app.strict_json import loads
 
-pytestmark = pytest.mark.alone
-
 SIZE = 2 << 20  # --max-body-size
 
 json_values = st.recursive(

@@ -18,8 +18,6 @@ from tests.app.test_cli import one_line, run
 from tests.bench.test_figures import at
 from tests.server import RunningServer
 
-pytestmark = pytest.mark.alone
-
 SMALL = ["--rounds", "2", "--requests", "1", "--words", "8", "--new-tokens", "4"]
 SIZES = Sizes(
     long_prompt=40,

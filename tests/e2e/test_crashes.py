@@ -17,8 +17,6 @@ from tests.answers import Reading, read_all, read_into, to_the_end, typing
 from tests.e2e.deadly_engine import AT, DEADLY, SPOILT
 from tests.server import RunningServer, running
 
-pytestmark = pytest.mark.alone
-
 STREAMS = 32
 DEADLY_SERVER = (sys.executable, "-m", "tests.e2e.deadly_engine")
 

@@ -18,8 +18,6 @@ from tests.e2e.requests_gone_wrong import Request, requests
 from tests.server import RunningServer, running
 from tests.tiny import TOOLS_TEMPLATE, tiny_llama
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).parents[2]
 ANSWERED_WITHIN = 5.0
 HEALTHY_WITHIN_MS = 100.0

@@ -17,8 +17,6 @@ from tests.answers import read_all, typing
 from tests.raw import never_reading, post_generate
 from tests.server import RunningServer, running
 
-pytestmark = pytest.mark.alone
-
 LEAVERS = 1000
 IDLE = {"running": 0, "waiting": 0, "paused": 0, "kv_blocks_used": 0}
 LONG = {"prompt": "Once", "max_length": 4000, "ignore_eos": True, "seed": 3, "temperature": 1.0}

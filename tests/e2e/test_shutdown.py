@@ -14,8 +14,6 @@ import pytest
 from tests.answers import read_all, to_the_end, typing
 from tests.server import RunningServer, running
 
-pytestmark = pytest.mark.alone
-
 ENDLESS = {"prompt": "Once", "max_length": 4000, "ignore_eos": True}
 GRACE = 1.0
 
