@@ -2,6 +2,7 @@
 the settings. No image is built here: there is no Docker."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -98,6 +99,41 @@ def test_docker_does_not_kill_a_server_that_drains() -> None:
     """Docker waits for 10 seconds."""
     assert Settings.model_fields["shutdown_grace"].default + FLUSH < 10
     assert instructions("STOPSIGNAL") == ["SIGTERM"]
+
+
+def install_torch(folder: Path, torch: str, index: str) -> str | None:
+    """What the Dockerfile would have pip install, or None where it stops the build."""
+    (script,) = [run for run in instructions("RUN") if "TORCH_INDEX" in run]
+    asked = folder / "asked"
+    for name in ("pip", "python"):
+        program = folder / name
+        program.write_text(f'#!/bin/sh\necho "{name} $@" >>"{asked}"\n')
+        program.chmod(0o755)
+    script = script.removeprefix("--mount=type=cache,target=/root/.cache/pip")
+    script = script.replace("/opt/tickertape/bin", str(folder))
+    environment = os.environ | {"TORCH": torch, "TORCH_INDEX": index}
+    done = subprocess.run(["sh", "-c", script], cwd=ROOT, env=environment, capture_output=True)
+    return asked.read_text() if done.returncode == 0 else None
+
+
+def test_torch_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
+    index = "https://wheels.example/cpu"
+    (pinned,) = re.findall(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    for torch, given, wanted in (
+        ("cpu", index, f"--extra-index-url {index} {pinned}\npython "),
+        ("cuda", "", f"constraints.txt {pinned}\n"),
+    ):
+        folder = tmp_path / torch
+        folder.mkdir()
+        asked = install_torch(folder, torch, given)
+        assert asked is not None
+        assert wanted in asked
+        assert ("version.cuda" in asked) == (torch == "cpu")  # what came is looked at
+
+
+@pytest.mark.parametrize("torch", ["cpu", "gpu", ""])
+def test_no_torch_is_taken_by_chance(tmp_path: Path, torch: str) -> None:
+    assert install_torch(tmp_path, torch, "") is None
 
 
 @contextmanager
