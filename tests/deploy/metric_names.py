@@ -40,6 +40,7 @@ HISTOGRAMS = {
     "request_generation_tokens",
 }
 LABELS = {
+    "expired_tapes": {"reason"},
     "request_success": {"finished_reason"},
     "http_requests": {"method", "route", "status"},
 }

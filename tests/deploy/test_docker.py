@@ -215,6 +215,13 @@ def test_what_is_mounted_exists(name: str) -> None:
         assert (ROOT / source).exists() if source.startswith(".") else source in volumes
 
 
+def test_everything_is_of_one_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = yaml.safe_load((ROOT / "deploy/helm/tickertape/Chart.yaml").read_text())
+    assert str(chart["appVersion"]) == version
+    assert service("server")["image"] == f"tickertape:{version}"
+
+
 def test_compose_sets_what_there_is_to_set() -> None:
     ours = {name for name in service("server")["environment"] if name.startswith("TICKERTAPE_")}
     assert ours <= VARIABLES
