@@ -73,4 +73,5 @@ $(VENV)/.test: $(VENV)/.run tests/clients/node/package-lock.json
 	@$(PIP) install -c constraints.txt -e '.[test]'
 	@scripts/install-browser.sh
 	@scripts/install-node-clients.sh
+	@scripts/install-ops-tools.sh
 	@touch $@
