@@ -272,10 +272,9 @@ class Dash(Observer):
             if self._closed:
                 break
             missed = min(self._number - told, len(self._samples)) - 1
-            if missed or not told:
-                yield self._history(missed)
-            yield self._newest(owner)
-            told = self._number
+            history = self._history(missed) if missed or not told else b""
+            told, newest = self._number, self._newest(owner)
+            yield history + newest
             count = None if count is None else count - 1
         yield _event("end", {"reason": "shutdown" if self._closed else "samples"})
 
