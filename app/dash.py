@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import chain
@@ -32,7 +32,7 @@ INTERVAL = 1.0  # seconds between two samples
 WINDOW = 10  # samples that percentiles and hits are of
 KEPT = 600  # samples: ten minutes
 MAX_ROWS = 200
-_ROW_SECONDS = 10.0  # that an ended tape still has a row
+ROW_SECONDS = 10.0  # that an ended tape still has a row
 _MAX_ENDED = 1000  # rows of ended tapes that are kept, whosever they are
 
 _RANK: dict[Status, int] = {"running": 0, "recovering": 1, "queued": 2, "paused": 3, "done": 4}
@@ -169,13 +169,16 @@ def _joined(parts: list[Values] | deque[Values]) -> Values:
 class Dash(Observer):
     """Samples, and hands each sample to all who watch; nobody who watches can hold it up."""
 
-    def __init__(self, metrics: Metrics, link: EngineLink) -> None:
+    def __init__(
+        self, metrics: Metrics, link: EngineLink, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self._metrics = metrics
         self._link = link
         self._registry: Registry | None = None
         self._latencies = Latencies()
         self._ended: deque[tuple[float, Row]] = deque(maxlen=_MAX_ENDED)
-        self._tokens = (time.monotonic(), 0)  # when there were so many
+        self._tokens = (clock(), 0)  # when there were so many
         self._lookups = deque([(0, 0)], maxlen=WINDOW + 1)  # in the prefix cache, and hits
         self._samples: deque[orjson.Fragment] = deque(maxlen=KEPT)
         self._number = 0  # of the newest
@@ -193,13 +196,16 @@ class Dash(Observer):
         self._latencies.look(tape)
         self._latencies.forget(tape.id)
         # Of the tape itself nothing is kept: it may be large.
-        self._ended.append((time.monotonic(), row_of(tape, 0)))
+        self._ended.append((self._clock(), row_of(tape, 0)))
 
     # ---- sampling
 
-    def start(self, registry: Registry) -> None:
-        """From now on sample the tapes of this registry, too; it must have this as an observer."""
+    def look_at(self, registry: Registry) -> None:
+        """Its tapes have rows. It must have this among its observers."""
         self._registry = registry
+
+    def start(self) -> None:
+        """Sample until stopped."""
         self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -215,14 +221,14 @@ class Dash(Observer):
 
     def sample(self) -> None:
         """Take one, and wake all who watch."""
-        assert self._registry, "it was started"
+        assert self._registry, "it has been told where to look"
         running = {tape.id for tape, _ in self._registry.running}
         self._latencies.forget_all_but(running)  # another process goes on with the others
         for tape, _ in self._registry.running:
             self._latencies.look(tape)
         self._samples.append(orjson.Fragment(orjson.dumps(self._sampled(self._registry))))
         self._number += 1
-        while self._ended and self._ended[0][0] < time.monotonic() - _ROW_SECONDS:
+        while self._ended and self._ended[0][0] < self._clock() - ROW_SECONDS:
             self._ended.popleft()
         self._events.clear()
         self._wake()
@@ -246,7 +252,7 @@ class Dash(Observer):
         )
 
     def _rate(self) -> float:
-        now, tokens = time.monotonic(), self._metrics.generation_tokens
+        now, tokens = self._clock(), self._metrics.generation_tokens
         before, fewer = self._tokens
         self._tokens = now, tokens
         return (tokens - fewer) / (now - before) if now > before else 0.0
@@ -293,7 +299,7 @@ class Dash(Observer):
 
     def _rows(self, owner: str) -> tuple[list[Row], int]:
         """The owner's tapes, those that run first, and how many there are beside these."""
-        assert self._registry, "it was started"
+        assert self._registry, "it has been told where to look"
         running = [one for one in self._registry.running if one[0].owner == owner]
         shown = nsmallest(MAX_ROWS, running, key=lambda one: _RANK[one[0].status])
         ended = [row for _, row in reversed(self._ended) if (row.owner or "") == owner]

@@ -85,7 +85,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         registry = Registry(recovery, store, settings.max_tape_memory, observers)
         await store.start(registry)
         metrics.watch(link, recovery, registry)
-        dashboard.start(registry)
+        dashboard.look_at(registry)
+        dashboard.start()
         long_texts = LongTexts(path)
         admission = Admission(
             tokenizer=tokenizer,

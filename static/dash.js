@@ -18,6 +18,7 @@ const ENGINE = {
 
 const percent = (part, whole) => (whole ? (100 * part) / whole : null);
 const kv = (sample) => percent(sample.kv_blocks_used, sample.kv_blocks_total);
+const hits = (share) => (share === null ? null : 100 * share);
 const times = (name) => ["p50", "p95", "p99"].map((label) => (
   { label, read: (sample) => sample[name]?.[label] }
 ));
@@ -36,7 +37,7 @@ const CHARTS = [
   { title: "Time between tokens", unit: "ms", digits: 1, least: 10, lines: times("itl_ms") },
   {
     title: "Prefix cache hits", unit: "%", digits: 0, top: 100,
-    lines: [{ label: "hits", read: ({ prefix_hit_share: share }) => percent(share ?? NaN, 1) }],
+    lines: [{ label: "hits", read: (sample) => hits(sample.prefix_hit_share) }],
   },
 ];
 
@@ -139,7 +140,7 @@ function showFigures(sample) {
     running: figure(sample.running),
     waiting: figure(sample.waiting),
     paused: figure(sample.paused),
-    kv: figure(kv(sample) ?? NaN, 1),
+    kv: figure(kv(sample), 1),
     ttft: figure(sample.ttft_ms?.p50),
     itl: figure(sample.itl_ms?.p50, 1),
     readers: figure(sample.readers),

@@ -1,7 +1,7 @@
 // The table of tapes. Rows stay where they are while they are shown, and so does the keyboard's focus.
 
 import { element } from "/static/chart.js";
-import { figure } from "/static/figures.js";
+import { figure, NONE } from "/static/figures.js";
 
 export class Rows {
   /** `cancel` takes a tape's id and resolves when the server has taken it, or throws why not. */
@@ -88,10 +88,10 @@ function texts(tape) {
   return {
     state: tape.finish_reason ?? tape.status ?? "",
     tokens: figure(tape.completion_tokens),
-    rate: figure(tape.tokens_per_second ?? NaN, 1),
-    ttft: figure(tape.ttft_ms ?? NaN, 0),
+    rate: figure(tape.tokens_per_second, 1),
+    ttft: figure(tape.ttft_ms),
     age: figure(tape.age_s, 1),
-    readers: tape.status === "done" ? figure(NaN) : figure(tape.readers),
+    readers: tape.status === "done" ? NONE : figure(tape.readers),
     prompt: figure(tape.prompt_tokens),
     choices: figure(tape.choices),
     owner: tape.owner ?? "",
