@@ -52,7 +52,10 @@ const rows = new Rows({
   region: byId("tapes-region"),
   rest: byId("tapes-rest"),
   none: byId("no-tapes"),
-  cancel: (id) => tape.cancel(`/v1/tapes/${id}`),
+  cancel: async (id) => {
+    await tape.cancel(`/v1/tapes/${id}`);
+    say("");
+  },
   failed: (message) => say(`Not cancelled: ${message}`),
 });
 
@@ -95,6 +98,7 @@ function onKeyWanted() {
   return new Promise((resolve) => {
     byId("key-field").addEventListener("submit", () => {
       byId("key-field").hidden = true;
+      byId("tapes-region").focus({ preventScroll: true });
       resolve();
     }, { once: true });
   });
