@@ -5,7 +5,7 @@ import uPlot from "/static/vendor/uplot/uPlot.esm.js";
 
 const SHORTEST_S = 60;
 const LONGEST_S = 600;
-const HEIGHT = 150;
+const HEIGHT = 160;
 const FONT = "12px system-ui, sans-serif";
 const DASHES = [[], [7, 4], [2, 3]]; // colours alone would not tell lines apart
 
@@ -67,13 +67,15 @@ export class Chart {
     this.values = this.lines.map(({ label }, index) => {
       const item = element("li", `line-${index}`);
       const value = element("b");
-      item.append(element("span", "swatch"), ...(this.lines.length > 1 ? [label, " "] : []), value);
+      item.append(element("span", "swatch"), label, " ", value);
       legend.append(item);
       return value;
     });
     this.time = element("li", "time");
     legend.append(this.time);
-    caption.append(element("h3", "", this.title), legend);
+    const heading = element("h3", "", this.title);
+    if (this.unit) heading.append(" ", element("small", "", this.unit));
+    caption.append(heading, legend);
     this.box = element("div", "plot");
     this.box.setAttribute("role", "img");
     this.box.setAttribute("aria-label", this.title);
@@ -90,6 +92,7 @@ export class Chart {
       ticks: { show: false },
     };
     return {
+      padding: [8, 12, 0, 0],
       width: this.box.clientWidth || 300,
       height: HEIGHT,
       legend: { show: false },
@@ -97,7 +100,7 @@ export class Chart {
       scales: { x: { time: true, range: lastMinutes }, y: { range: (_, __, max) => [0, this.end(max)] } },
       axes: [
         { ...axis, space: 76, size: 28, values: (_, times) => times.map(clock) },
-        { ...axis, space: 32, size: 46, values: (_, marks) => marks.map(short) },
+        { ...axis, space: 26, size: 46, values: (_, marks) => marks.map(short) },
       ],
       series: [{}, ...this.lines.map((_, index) => this.stroke(index))],
       hooks: { setCursor: [({ cursor }) => this.hover(cursor.idx ?? null)] },
@@ -126,7 +129,7 @@ export class Chart {
   label() {
     const at = this.hovered ?? this.columns[0].length - 1;
     this.values.forEach((value, index) => {
-      value.textContent = this.text(this.columns[index + 1][at]);
+      value.textContent = figure(this.columns[index + 1][at], this.digits);
     });
     this.time.textContent = this.hovered === null ? "" : clock(this.columns[0][at]);
   }
