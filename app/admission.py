@@ -167,6 +167,10 @@ class Admission:
         state = self.link.state
         if state != "ready":
             raise try_later(503, f"the engine is {state}; try again shortly", code=state)
+        if not self.registry.store.is_reachable:
+            raise try_later(
+                503, "tapes cannot be kept: their store is out of reach", code="store_unreachable"
+            )
 
     def _check_load(self, count: int) -> None:
         """Whether so many more sequences have a place. Alone, any number of them has."""

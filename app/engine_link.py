@@ -35,6 +35,7 @@ from model.messages import (
     Started,
     Step,
     Token,
+    Totals,
     Unpacker,
     pack,
     report_decoder,
@@ -163,7 +164,11 @@ class EngineLink:
         self._draining = False
         self.info: Ready | None = None
         self.gauges = Gauges()
+        self.restarts = 0
+        self._totals = Totals()  # of the engine that is there
+        self._earlier_totals = Totals()  # of those that have died
         self.watcher: EngineWatcher | None = None
+        self.on_iteration: Callable[[int], None] | None = None  # with the tokens of each step
         self.failure: asyncio.Future[EngineFailedError] = asyncio.get_running_loop().create_future()
 
     @property
@@ -174,6 +179,11 @@ class EngineLink:
     def is_up(self) -> bool:
         """Whether there is an engine that takes a sequence."""
         return self._engine_state == "ready" and self._connected
+
+    @property
+    def totals(self) -> Totals:
+        """Of all engines that there were: they never fall."""
+        return self._earlier_totals + self._totals
 
     @property
     def pid(self) -> int | None:
@@ -299,6 +309,7 @@ class EngineLink:
                     self.watcher.engine_died(crashed=crashed)
                 await asyncio.sleep(pause)
                 reports = await self._launch()
+                self.restarts += 1
         except Exception as error:
             logger.exception("watching the engine failed")
             self._tell_all(EngineError("the engine was lost"))
@@ -334,6 +345,9 @@ class EngineLink:
         match report:
             case Step():
                 self.gauges = report.gauges
+                self._totals = report.totals
+                if self.on_iteration and report.num_tokens:
+                    self.on_iteration(report.num_tokens)
                 has_work = report.gauges.running or report.gauges.waiting
                 self._owes_since = time.monotonic() if has_work else None
                 self._deliver(report)
@@ -361,6 +375,7 @@ class EngineLink:
 
     def _tell_all(self, error: EngineError) -> None:
         self.gauges = Gauges()
+        self._earlier_totals, self._totals = self.totals, Totals()
         sinks, self._sinks = self._sinks, {}
         for sink in sinks.values():
             sink(error)

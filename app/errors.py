@@ -115,8 +115,11 @@ def install(app: FastAPI) -> None:
         return APIError(error.status_code, message, headers=headers).response()
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> Response:
-        return APIError(500, "An error of ours; the server's log says more.").response()
+    async def unexpected(request: Request, error: Exception) -> Response:
+        """Sent from outside of all middleware: nobody else would name the request."""
+        headers = {"X-Request-Id": getattr(request.state, "request_id", "")}
+        message = "An error of ours; the server's log says more."
+        return APIError(500, message, headers=headers).response()
 
 
 def _allow(request: Request) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ For a frame of a stream nothing is done here.
 """
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,10 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.server import ServerState
 
 from app.errors import APIError, body_too_large
+from app.requests import new_request_id
 from app.settings import Settings
+
+logger = logging.getLogger("tickertape.requests")
 
 # How long a refused client may go on sending before the connection is closed. Closed at once, the
 # kernel would answer with a reset what it sends, and that may overtake the refusal.
@@ -155,7 +159,11 @@ class LimitedHttp(HttpToolsProtocol):
             self.transport.close()
             return
         self.flow.resume_reading()
-        self.transport.write(_raw(fault, self.server_state.default_headers))
+        request_id = new_request_id()
+        self.transport.write(_raw(fault, request_id, self.server_state.default_headers))
+        told = {"request_id": request_id, "status": fault.status_code, "code": fault.code}
+        address = "{}:{}".format(*self.client) if self.client else None
+        logger.info("refused", extra=told | {"client": address})
         self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
@@ -217,10 +225,11 @@ def _unchunked(cycle: RequestResponseCycle, app: ASGI3Application) -> ASGI3Appli
     return unchunked
 
 
-def _raw(fault: APIError, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def _raw(fault: APIError, request_id: str, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """A whole answer, after which the connection ends."""
     response = fault.response()
     response.headers["Connection"] = "close"
+    response.headers["X-Request-Id"] = request_id
     headers = [*default_headers, *response.raw_headers]
     lines = b"".join(b"%s: %s\r\n" % header for header in headers)
     return STATUS_LINE[response.status_code] + lines + b"\r\n" + bytes(response.body)

@@ -1,40 +1,97 @@
-"""What is logged: one line for a message, whatever a client sends, and nothing of what it asks."""
+"""What is logged: one line for each thing, as JSON or for people, whatever a client sends.
 
-import copy
+Modules log with the standard library, fields in `extra`; here lines are made of it. Nothing that
+is asked for is in them, and no key, only the beginning of its SHA-256.
+"""
+
+import json
 import logging
-from typing import Any
+import logging.config
+import sys
+from collections.abc import Iterable
+from typing import Any, Literal
 
-from uvicorn.config import LOGGING_CONFIG
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from app.tapes.observer import Observer
+from app.tapes.tape import Tape
+
+logger = logging.getLogger("tickertape.tapes")
+
+Form = Literal["auto", "json", "text"]
+
+# uvicorn says the same in colours; and warns of what app/http_limits.py tells more of.
+_UNWANTED = ("color_message", "_record", "_from_structlog")
+_TOLD_BETTER = "Invalid HTTP request received."
 
 
-def log_config(level: str) -> dict[str, Any]:
-    """uvicorn's own, with every record made safe."""
-    config = copy.deepcopy(LOGGING_CONFIG)
-    config["filters"] = {"safe": {"()": Safe, "with_queries": level == "debug"}}
-    for handler in config["handlers"].values():
-        handler["filters"] = ["safe"]
-    return config
+def configure(level: str, form: Form = "auto") -> None:
+    """Write every line of ours, of uvicorn and of other libraries to stderr.
 
-
-class Safe(logging.Filter):
-    """Lets every record pass, with what cannot be printed escaped.
-
-    Query strings are cut from the lines of requests unless `with_queries`: a prompt is content.
+    For people on a terminal, as JSON elsewhere, unless `form` says which.
     """
+    on_terminal = sys.stderr.isatty()
+    as_text = form == "text" or (form == "auto" and on_terminal)
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter(as_text=as_text, colours=as_text and on_terminal))
+    handler.addFilter(lambda record: record.msg != _TOLD_BETTER)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+    for name in ("tickertape", "uvicorn"):
+        logging.getLogger(name).setLevel(level.upper())
 
-    def __init__(self, *, with_queries: bool) -> None:
-        super().__init__()
-        self._with_queries = with_queries
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        if isinstance(record.args, tuple):
-            record.args = tuple(map(_printable, record.args))
-            if record.name == "uvicorn.access" and not self._with_queries:
-                record.args = _without_query(*record.args)
-        if record.exc_info and not record.exc_text:
-            trace = logging.Formatter().formatException(record.exc_info)
-            record.exc_text = "\n".join(map(escape, trace.split("\n")))
-        return True
+def formatter(*, as_text: bool, colours: bool = False) -> logging.Formatter:
+    """One line for each record; only a traceback has more, and only for people."""
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.ExtraAdder(),
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+        ],
+        processors=[_without_unwanted, *(_for_people(colours) if as_text else _as_json())],
+    )
+
+
+def _for_people(colours: bool) -> Iterable[Processor]:
+    console = structlog.dev.ConsoleRenderer(
+        colors=colours, exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
+    )
+    return _escaped, console
+
+
+def _as_json() -> Iterable[Processor]:
+    return (_first_things_first, _as_line)
+
+
+def _without_unwanted(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {name: value for name, value in event.items() if name not in _UNWANTED}
+
+
+def _first_things_first(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    first = ("timestamp", "level", "logger", "event")
+    return {name: event[name] for name in first if name in event} | dict(event)
+
+
+def _as_line(_: WrappedLogger, __: str, event: EventDict) -> str:
+    """ASCII only. JSON lets DEL stand, a terminal does not."""
+    return json.dumps(event, default=str).replace("\x7f", "\\u007f")
+
+
+def _escaped(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {name: _printable(name, value) for name, value in event.items()}
+
+
+def _printable(name: str, value: object) -> object:
+    if isinstance(value, int | float | None):
+        return value
+    if name == "exception":  # its own lines stay
+        return "\n".join(map(escape, str(value).split("\n")))
+    return escape(str(value))
 
 
 def escape(text: str) -> str:
@@ -44,11 +101,30 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _printable(value: object) -> object:
-    return value if isinstance(value, int | float) else escape(str(value))
+def of_tape(tape: Tape) -> dict[str, Any]:
+    """What there is to say of a tape, as far as it has come."""
+    usage, timings = tape.usage, tape.timings
+    return {
+        "tape": tape.id,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "queue_ms": _rounded(timings.queue_ms),
+        "ttft_ms": _rounded(timings.ttft_ms),
+        "itl_p99_ms": _rounded(tape.itl_p99_ms),
+        "finish_reason": tape.end.finish_reason if tape.end else None,
+        "resumes": tape.resumes,
+    }
 
 
-def _without_query(
-    client: object, method: object, path: object, *rest: object
-) -> tuple[object, ...]:
-    return client, method, str(path).partition("?")[0], *rest
+def _rounded(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else round(milliseconds, 3)
+
+
+class TapeLog(Observer):
+    """A line for each tape that ends when nobody reads it: no request's line tells of that end."""
+
+    def ended(self, tape: Tape, *, attended: bool) -> None:
+        if not attended:
+            told = of_tape(tape) | ({"key": tape.owner} if tape.owner else {})
+            logger.info("generation", extra=told)

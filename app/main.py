@@ -15,8 +15,11 @@ from app.admission import Admission
 from app.engine_link import EngineLink, configuration
 from app.hosts import HostCheck, own_names
 from app.limits import Limits, parse_rates
+from app.logs import TapeLog
 from app.long_texts import LongTexts
+from app.metrics import Metrics
 from app.options import SettingsError
+from app.requests import Requests
 from app.routes import (
     chat,
     completions,
@@ -32,8 +35,12 @@ from app.security import ApiKeys
 from app.services import Services
 from app.settings import Settings
 from app.tapes.memory import MemoryStore
+from app.tapes.observer import Observer
 from app.tapes.recovery import Recovery
 from app.tapes.registry import Registry
+from app.tapes.shelf import Shelf
+from app.tapes.store import TapeStore
+from app.tracing import TraceContext, Tracing
 from model.chat_template import ChatTemplate
 from model.errors import ModelLoadError
 from model.loading.checkpoint import Checkpoint, open_checkpoint
@@ -59,13 +66,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Opened before the first request needs it: the engine loads for longer than this takes.
     tokenizer = checkpoint.tokenizer()
     chat_template = _chat_template(checkpoint, tokenizer)
+    max_model_len = settings.max_model_len or checkpoint.config.max_model_len
+    metrics = Metrics(model_name, max_model_len)
+    store = _store(settings)
+    tracing = Tracing(settings.otlp_endpoint, model_name) if settings.otlp_endpoint else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         link = EngineLink(configuration(settings, path), settings.engine_timeout)
         await link.start()
-        store = MemoryStore(ttl=settings.tape_ttl, budget=settings.tape_memory)
-        registry = Registry(Recovery(link), store, settings.max_tape_memory)
+        recovery = Recovery(link)
+        observers: list[Observer] = [metrics, TapeLog()]
+        if tracing:
+            observers.append(tracing)
+        registry = Registry(recovery, store, settings.max_tape_memory, observers)
+        await store.start(registry)
+        metrics.watch(link, recovery, registry)
         long_texts = LongTexts(path)
         admission = Admission(
             tokenizer=tokenizer,
@@ -74,25 +90,40 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             config=checkpoint.config,
             link=link,
             registry=registry,
-            max_model_len=settings.max_model_len or checkpoint.config.max_model_len,
+            max_model_len=max_model_len,
             capacity=settings.max_num_seqs + settings.max_waiting,
         )
         limits, now = _limits(settings), int(time.time())
         app.state.services = Services(
-            settings, model_name, link, registry, admission, api_keys, limits, now
+            settings=settings,
+            model_name=model_name,
+            link=link,
+            registry=registry,
+            admission=admission,
+            api_keys=api_keys,
+            limits=limits,
+            metrics=metrics,
+            tracing=tracing,
+            started=now,
         )
         try:
             yield
         finally:
             registry.close()
+            await store.flush()
             await long_texts.stop()
             await link.stop()
+            await store.stop()
+            if tracing:
+                await tracing.close()
 
     app = FastAPI(
         title="Tickertape",
         version=version("tickertape"),
         summary="A language model whose every answer is a tape that can be resumed.",
         lifespan=lifespan,
+        # FastAPI's own: its spans hold query strings, which hold prompts, and it wraps each frame.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,
         redoc_url=None,
     )
@@ -102,6 +133,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(module.router)
     app.mount("/static", page.Files(directory=page.STATIC), name="static")
     _admit_pages(app, settings)
+    if tracing:
+        app.add_middleware(TraceContext)
+    app.add_middleware(Requests, metrics=metrics)  # the last is the outermost: it sees all answers
     return app
 
 
@@ -121,6 +155,28 @@ def _admit_pages(app: FastAPI, settings: Settings) -> None:
     allowed = (settings.allowed_hosts or "").split(",")
     if names := own_names(settings.host, [name for name in allowed if name]):
         app.add_middleware(HostCheck, names=names)
+
+
+def _store(settings: Settings) -> TapeStore:
+    shelf = Shelf(ttl=settings.tape_ttl, budget=settings.tape_memory)
+    if settings.tapes == "memory":
+        return MemoryStore(shelf)
+    try:
+        from app.tapes.redis import RedisStore
+    except ImportError:
+        raise SettingsError(
+            "--tapes (or TICKERTAPE_TAPES) needs a package for Redis; install it with "
+            "pip install 'tickertape[redis]', or leave the option out"
+        ) from None
+
+    try:
+        return RedisStore(
+            settings.tapes, shelf, ttl=settings.tape_ttl, max_tape_size=settings.max_tape_memory
+        )
+    except ValueError as error:
+        raise SettingsError(
+            f"--tapes (or TICKERTAPE_TAPES): {error}; give a URL such as redis://127.0.0.1:6379/0"
+        ) from None
 
 
 def _limits(settings: Settings) -> Limits:

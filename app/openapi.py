@@ -19,6 +19,15 @@ _ANYWHERE = (400, 414, 421, 431, 500)
 _WITH_A_BODY = (413, 415)
 _WITH_A_KEY = (401,)
 
+# Of every answer: app/requests.py.
+_REQUEST_ID = {
+    "X-Request-Id": {
+        "description": "What the log calls this request: the one that was sent, or a new one.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:/+=@~-]{1,128}$"},
+    }
+}
+
 # FastAPI's own idea of a 422, on every route that has a parameter.
 _NOT_OURS = ("HTTPValidationError", "ValidationError")
 
@@ -102,6 +111,8 @@ def _complete(operation: Object, *, keys: bool) -> None:
         operation["security"] = operation["security"] if keys else []
     for status, answer in refusals(*statuses).items():
         answers.setdefault(str(status), _written(answer))
+    for answer in answers.values():
+        answer["headers"] = answer.get("headers", {}) | _REQUEST_ID
     operation["responses"] = dict(sorted(answers.items()))
     for parameter in operation.get("parameters", []):
         _as_text(parameter)

@@ -9,9 +9,9 @@ from types import FrameType
 import uvicorn
 from sse_starlette.sse import AppStatus
 
+from app import logs
 from app.engine_link import EngineFailedError
 from app.http_limits import http_with
-from app.logs import log_config
 from app.main import create_app
 from app.services import Services
 from app.settings import Settings
@@ -81,6 +81,7 @@ class Server(uvicorn.Server):
         services.link.drain()  # a signal has done so already, a failing engine has not
         await self._wait_for_tapes(services)
         services.registry.close()
+        await services.registry.store.flush()
         await super().shutdown(sockets)
         # uvicorn would raise the signal again, and the exit code would not be 0.
         self._captured_signals.clear()
@@ -110,6 +111,7 @@ def run(settings: Settings) -> None:
     """Serve until told to stop. Raises ModelLoadError when the model cannot be served."""
     # We end the streams ourselves; sse-starlette would cancel them without a terminal frame.
     AppStatus.enable_automatic_graceful_drain = False
+    logs.configure(settings.log_level, settings.log_format)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -117,11 +119,11 @@ def run(settings: Settings) -> None:
         http=http_with(settings),
         ws="none",
         headers=[("X-Content-Type-Options", "nosniff")],
-        log_config=log_config(settings.log_level),
+        log_config=None,
         log_level=settings.log_level,
+        access_log=False,  # app/requests.py tells more
         timeout_graceful_shutdown=_FLUSH_SECONDS,
     )
-    logging.getLogger("tickertape").parent = logging.getLogger("uvicorn")
     # What start-up made stays: a full collection would walk it all, 60 ms in which no token moves.
     gc.freeze()
     server = Server(config)

@@ -10,9 +10,12 @@ from fastapi.security.utils import get_authorization_scheme_param
 from app.admission import Admission
 from app.engine_link import EngineLink
 from app.limits import Limits
+from app.metrics import Metrics
 from app.security import ApiKeys
 from app.settings import Settings
 from app.tapes.registry import Registry
+from app.tapes.tape import Tape
+from app.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,8 @@ class Services:
     admission: Admission
     api_keys: ApiKeys
     limits: Limits
+    metrics: Metrics
+    tracing: Tracing | None
     started: int  # seconds since 1970
 
 
@@ -42,12 +47,16 @@ ServicesDep = Annotated[Services, Depends(_services)]
 _bearer = HTTPBearer(auto_error=False, description="A key of --api-key-file, where there is one.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Caller:
-    """Who asks: `owner` is whose tapes they may read, and make; "" where there are no keys."""
+    """Who asks: `owner` is whose tapes they may read, and make; "" where there are no keys.
+
+    `tape` is the one that they have begun or found: what the log tells of the request.
+    """
 
     owner: str
     address: str
+    tape: Tape | None = None
 
 
 def caller_of(request: Request) -> Caller:

@@ -140,6 +140,9 @@ class Settings(EngineSettings):
         le=86400,
         description="Seconds that a request may wait for a seat before it is given up.",
     )
+    tapes: str = Field(
+        "memory", description="Where tapes are kept: memory, or redis://host:6379/0 for replicas."
+    )
     tape_ttl: float = Field(300.0, ge=0, description="Seconds that a finished tape is kept.")
     tape_memory: Bytes = Field(  # type: ignore[assignment]
         "256MiB", ge=0, description="Memory for finished tapes; the oldest go first."
@@ -168,6 +171,27 @@ class Settings(EngineSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged."
     )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="How lines are written; auto is text on a terminal, JSON elsewhere."
+    )
+
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP collector for traces, such as http://127.0.0.1:4318; none is off."
+    )
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        if value and not re.match(r"https?://[^/]", value):
+            raise ValueError("must begin with http:// or https://, such as http://127.0.0.1:4318")
+        return value or None
+
+    @field_validator("tapes")
+    @classmethod
+    def _a_store(cls, value: str) -> str:
+        if value != "memory" and not re.match(r"(rediss?|unix)://.", value):
+            raise ValueError("must be memory, or a URL such as redis://127.0.0.1:6379/0")
+        return value
 
     @field_validator("rate_limit")
     @classmethod

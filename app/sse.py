@@ -21,6 +21,7 @@ from typing import Protocol, Self
 from sse_starlette import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from app.metrics import Metrics
 from app.tapes.position import Position
 from app.tapes.registry import Registry
 from app.tapes.tape import End, Entry, Gap, Progress, Tape
@@ -94,23 +95,26 @@ class SendWatch:
 
 
 class TapeResponse(EventSourceResponse):
-    """One reader of one tape, from after entry `after` to the terminal entry."""
+    """One reader of one tape, to the terminal entry: from the start, or on from after an entry."""
 
     def __init__(
         self,
         registry: Registry,
         tape: Tape,
-        after: int,
+        after: int | None,
         *,
+        metrics: Metrics,
         dialect: Dialect,
         ping_interval: float,
         send_timeout: float,
     ) -> None:
         self._registry = registry
         self._tape = tape
+        self._resumes = after is not None
+        self._metrics = metrics
         self._watch = SendWatch(send_timeout)
         super().__init__(
-            _stream(tape, after, dialect),
+            _stream(tape, after or 0, dialect, metrics, known=tape.last),
             headers={"X-Tape": tape.id, "Content-Location": f"/v1/tapes/{tape.id}"},
             sep="\n",
             ping=ping_interval,
@@ -119,11 +123,15 @@ class TapeResponse(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._registry.attach(self._tape)
+        if self._resumes:
+            self._tape.resumes += 1
+            self._metrics.resumed()
         try:
             async with self._watch:
                 await super().__call__(scope, receive, partial(self._watch.send, send))
         except TimeoutError:
             logger.info("a reader of tape %s took nothing and was cut off", self._tape.id)
+            self._metrics.cut()
         finally:
             self._registry.detach(self._tape)
 
@@ -132,13 +140,16 @@ class TapeResponse(EventSourceResponse):
         await send(message)
 
 
-async def _stream(tape: Tape, after: int, dialect: Dialect) -> AsyncIterator[bytes]:
+async def _stream(
+    tape: Tape, after: int, dialect: Dialect, metrics: Metrics, known: int
+) -> AsyncIterator[bytes]:
     dialect.resume(tape.entries[: max(after - tape.num_dropped, 0)])
     yield dialect.opening(Position(tape.id, after))
     async for item in tape.read(after):
         if isinstance(item, list):
             after += len(item)
             yield dialect.frames(tape.id, after, item)
+            metrics.handed_over(after, item, known)
         elif isinstance(item, Gap):
             after = item.last
             yield dialect.gap(item)

@@ -20,6 +20,7 @@ from model.messages import (
     Step,
     Token,
     TopLogprob,
+    Totals,
 )
 from model.pace import Pace
 from model.request import Request
@@ -54,6 +55,8 @@ class Engine:
         self._pace = Pace()
         self._refused: list[Finished] = []
         self._progress_due = 0.0
+        self._prefix_queries = 0
+        self._prefix_hits = 0
 
     def submit(self, command: Generate) -> None:
         """Queue a request; one that can never fit the KV cache ends with an error instead."""
@@ -136,6 +139,10 @@ class Engine:
             kv_blocks_used=self._pool.num_used,
         )
 
+    @property
+    def totals(self) -> Totals:
+        return Totals(self._prefix_queries, self._prefix_hits, self._scheduler.num_preemptions)
+
     def step(self) -> Step:
         """One token for every sequence that is ready for one."""
         self._join_guided()
@@ -145,15 +152,26 @@ class Engine:
         if not plan.chunks:
             if self._unguided:
                 self._wait_for_a_guide()
-            return Step(self.gauges, finished=refused, progress=progress)
+            return Step(self.gauges, finished=refused, progress=progress, totals=self.totals)
         began = time.monotonic()
-        started = [_start(chunk, began) for chunk in plan.chunks if not chunk.request.started]
+        started = [self._start(chunk, began) for chunk in plan.chunks if not chunk.request.started]
         sampling, choices = self._run(plan)
         self._scheduler.computed(plan.chunks)
         tokens, finished = self._advance_all(sampling, choices)
         seconds = time.monotonic() - began
         self._pace.observe(plan.num_decoding, plan.num_prefill_tokens, seconds)
-        return Step(self.gauges, started, tokens, refused + finished, progress)
+        num_tokens = plan.num_decoding + plan.num_prefill_tokens
+        return Step(
+            self.gauges, started, tokens, refused + finished, progress, self.totals, num_tokens
+        )
+
+    def _start(self, chunk: Chunk, now: float) -> Started:
+        request = chunk.request
+        request.started = True
+        if self._scheduler.has_prefix_cache:
+            self._prefix_queries += len(request.token_ids)
+            self._prefix_hits += chunk.start
+        return Started(request.id, (now - request.arrived) * 1000, cached_tokens=chunk.start)
 
     def _progress(self, plan: Plan) -> list[Queued | Prefilling]:
         """Now and then: who waits at which place for some time, and how far long prompts are."""
@@ -228,12 +246,6 @@ class Engine:
             return None
         top = [TopLogprob(i, self._tokenizer.piece(i), logprob) for i, logprob in choice.top]
         return Logprob(choice.token_id, self._tokenizer.piece(choice.token_id), choice.logprob, top)
-
-
-def _start(chunk: Chunk, now: float) -> Started:
-    request = chunk.request
-    request.started = True
-    return Started(request.id, (now - request.arrived) * 1000, cached_tokens=chunk.start)
 
 
 def _append(request: Request, token_id: int) -> str:

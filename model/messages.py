@@ -155,14 +155,32 @@ class Gauges(msgspec.Struct, frozen=True, array_like=True):
     kv_blocks_used: int = 0
 
 
+class Totals(msgspec.Struct, frozen=True, array_like=True):
+    """What an engine has counted since it began: prompt tokens looked up in the prefix cache and
+    found there, and sequences that had to give up their blocks while they ran."""
+
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(
+            self.prefix_queries + other.prefix_queries,
+            self.prefix_hits + other.prefix_hits,
+            self.preemptions + other.preemptions,
+        )
+
+
 class Step(msgspec.Struct, frozen=True, tag=True):
-    """All that one step of the whole batch brought about."""
+    """All that one step of the whole batch brought about; `num_tokens` were computed in it."""
 
     gauges: Gauges
     started: list[Started] = []
     tokens: list[Token] = []
     finished: list[Finished] = []
     progress: list[Queued | Prefilling] = []
+    totals: Totals = Totals()
+    num_tokens: int = 0
 
 
 Report = Ready | Failed | Step

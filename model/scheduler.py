@@ -67,6 +67,7 @@ class Scheduler:
         self._max_step_tokens = max_step_tokens
         self._arrivals = 0
         self._requests: dict[str, Request] = {}
+        self.num_preemptions = 0  # for want of blocks
         self.waiting = WaitingQueue()
         self.running: dict[str, Request] = {}
         self.paused: dict[str, Request] = {}
@@ -78,6 +79,10 @@ class Scheduler:
         self._coming: set[bytes] = set()  # the keys of blocks that are computed
         self._preempted: set[str] = set()  # who had to go back to waiting
         self._spoilt: set[int] = set()  # blocks that may hold NaN
+
+    @property
+    def has_prefix_cache(self) -> bool:
+        return self._cache is not None
 
     def add(self, request: Request) -> None:
         request.number = self._arrivals
@@ -245,6 +250,7 @@ class Scheduler:
                 continue
             worst = max(self.running.values(), key=_age)
             self._preempt(worst)
+            self.num_preemptions += 1
             if worst is request:
                 return False
         if missing:

@@ -40,7 +40,7 @@ async def chat(
     _check_tools(services, body)
     form = _form(services, body)
     if last_event_id:
-        tape, after = reached(services, caller, last_event_id)
+        tape, after = await reached(services, caller, last_event_id)
         return stream(services, tape, after, dialect=ChatStream(tape, form))
     if body.stream:
         tape = await start(services, caller, _ask(body), idempotency_key)

@@ -34,7 +34,7 @@ async def complete(
     check_model(services, body.model)
     form = _form(services, body)
     if last_event_id:
-        tape, after = reached(services, caller, last_event_id)
+        tape, after = await reached(services, caller, last_event_id)
         return stream(services, tape, after, dialect=CompletionStream(tape, form))
     if body.stream:
         tape = await start(services, caller, body.ask(), idempotency_key)

@@ -40,7 +40,7 @@ async def generate(
 ) -> Response | GenerateAnswer:
     """Continue a prompt. `stream: true`, or `Accept: text/event-stream`, streams the tokens."""
     if last_event_id:
-        return resume(services, caller, last_event_id)
+        return await resume(services, caller, last_event_id)
     if body.stream or "text/event-stream" in accept:
         return stream(services, await start(services, caller, body.ask(), idempotency_key))
     answer = await _whole(services, caller, body, idempotency_key, request)
@@ -67,7 +67,7 @@ async def generate_stream(
 ) -> Response:
     """The same as a stream, for a browser's EventSource and for `curl -N`."""
     if last_event_id:
-        return resume(services, caller, last_event_id)
+        return await resume(services, caller, last_event_id)
     return stream(services, await start(services, caller, query.ask()))
 
 

@@ -1,9 +1,11 @@
-"""/health, /ready and /version: whether it lives, whether it takes work, what it is."""
+"""/health, /ready, /metrics and /version: whether it lives, takes work, how it does, what it is."""
 
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.responses import PlainTextResponse, Response
 
 from app.routes.answers import refusals
 from app.schemas.operation import Health, Ready, Version
@@ -23,7 +25,7 @@ async def health(services: ServicesDep) -> dict[str, Any]:
         "running": link.gauges.running,
         "waiting": link.gauges.waiting,
         "paused": link.gauges.paused,
-        "tapes": len(services.registry.store),
+        "tapes": len(services.registry.store.shelf),
         "kv_blocks_used": link.gauges.kv_blocks_used,
         "kv_blocks_total": link.info.kv_blocks_total if link.info else 0,
     }
@@ -34,6 +36,17 @@ async def ready(services: ServicesDep) -> dict[str, str]:
     """200 when new work is taken, 503 with Retry-After when not."""
     services.admission.check_ready()
     return {"status": "ready"}
+
+
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    operation_id="metrics",
+    response_description="docs/metrics.md lists them.",
+)
+async def metrics(services: ServicesDep) -> Response:
+    """What is counted and measured, in Prometheus's text format; it names no key and no content."""
+    return Response(services.metrics.text(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 @router.get("/version", response_model=Version, operation_id="version")

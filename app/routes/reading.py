@@ -42,9 +42,9 @@ IdempotencyKey = Annotated[
 ]
 
 
-def find(services: Services, caller: Caller, tape_id: str) -> Tape:
+async def find(services: Services, caller: Caller, tape_id: str) -> Tape:
     """Raises APIError 404 when there is no such tape, no longer, or it is somebody else's."""
-    tape = services.registry.get(tape_id)
+    tape = await services.registry.get(tape_id)
     if tape is None or tape.owner != caller.owner:
         raise APIError(
             404,
@@ -52,40 +52,43 @@ def find(services: Services, caller: Caller, tape_id: str) -> Tape:
             f"{services.settings.tape_ttl:g} s, start a new generation",
             code="tape_not_found",
         )
+    caller.tape = tape
     return tape
 
 
-def resume(services: Services, caller: Caller, event_id: str) -> Response:
+async def resume(services: Services, caller: Caller, event_id: str) -> Response:
     """Go on after the entry that a Last-Event-ID names; never starts a generation."""
-    tape, after = reached(services, caller, event_id)
+    tape, after = await reached(services, caller, event_id)
     return stream(services, tape, after)
 
 
-def reached(services: Services, caller: Caller, event_id: str) -> tuple[Tape, int]:
+async def reached(services: Services, caller: Caller, event_id: str) -> tuple[Tape, int]:
     """The tape that a Last-Event-ID names, and the entry. Raises APIError."""
     position = parse_position(event_id)
-    return find(services, caller, position.tape_id), position.entry
+    return await find(services, caller, position.tape_id), position.entry
 
 
 def stream(
-    services: Services, tape: Tape, after: int = 0, *, dialect: Dialect = native
+    services: Services, tape: Tape, after: int | None = None, *, dialect: Dialect = native
 ) -> Response:
-    """The tape as SSE after entry `after`; 204 when the terminal entry was read already.
+    """The tape as SSE, from its start or, resumed, after an entry that its reader has.
 
-    204 makes a browser's EventSource stop. Raises APIError 400 when `after` is in the future.
+    204 when that is the terminal entry, which makes a browser's EventSource stop. Raises APIError
+    400 when it is in the future.
     """
-    if after > tape.last:
+    if after is not None and after > tape.last:
         raise APIError(
             400,
             f"entry {after} is in the future: this tape has {tape.last}",
             code="future_id",
         )
-    if tape.end and after == tape.last:
+    if tape.has_ended and after == tape.last:
         return Response(status_code=204)
     return TapeResponse(
         services.registry,
         tape,
         after,
+        metrics=services.metrics,
         dialect=dialect,
         ping_interval=services.settings.ping_interval,
         send_timeout=services.settings.send_timeout,

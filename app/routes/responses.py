@@ -1,6 +1,6 @@
 """/v1/responses: begin one, read it again from anywhere, cancel it."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import JSONResponse, Response
@@ -48,21 +48,27 @@ async def create(
     """OpenAI's responses: whole, streamed as events, or in the background."""
     check_model(services, body.model)
     if last_event_id:
-        tape, after = reached(services, caller, last_event_id)
+        tape, after = await reached(services, caller, last_event_id)
         return stream(services, tape, after, dialect=ResponseStream(tape, _form_of(services, tape)))
-    turns = [*_earlier(services, caller, body), *body.turns()]
-    form, ask = _form(services, body, turns), _ask(body, turns)
+    turns = [*await _earlier(services, caller, body), *body.turns()]
+    origin, ask = _origin(body, turns), _ask(body, turns)
     if body.background or body.stream:
         alone = body.background and "on_disconnect" not in body.model_fields_set
         leaving: OnDisconnect | None = "continue" if alone else None
         tape = await start(
-            services, caller, ask, idempotency_key, on_disconnect=leaving, origin=form
+            services,
+            caller,
+            ask,
+            idempotency_key,
+            streamed=body.stream,
+            on_disconnect=leaving,
+            origin=origin,
         )
         if body.stream:
-            return stream(services, tape, dialect=ResponseStream(tape, form))
+            return stream(services, tape, dialect=ResponseStream(tape, _form_of(services, tape)))
     else:
-        tape, _ = await whole(services, caller, ask, idempotency_key, request, origin=form)
-    return JSONResponse(response(tape, form), headers={"X-Tape": tape.id})
+        tape, _ = await whole(services, caller, ask, idempotency_key, request, origin=origin)
+    return JSONResponse(response(tape, _form_of(services, tape)), headers={"X-Tape": tape.id})
 
 
 @router.get(
@@ -82,14 +88,15 @@ async def retrieve(
     last_event_id: LastEventID = None,
 ) -> Response:
     """The response as it is now, or its events from the start or after one of them."""
-    tape, form = _stored(services, caller, response_id)
+    tape, form = await _stored(services, caller, response_id)
     if not stream_:
         return JSONResponse(response(tape, form), headers={"X-Tape": tape.id})
     if last_event_id:
-        tape, after = reached(services, caller, last_event_id)
+        tape, after = await reached(services, caller, last_event_id)
         return stream(services, tape, after, dialect=ResponseStream(tape, _form_of(services, tape)))
     begun = -1 if starting_after is None else starting_after
-    return stream(services, tape, dialect=ResponseStream(tape, form, begun))
+    start = None if starting_after is None else 0  # events are not entries: it is told from all
+    return stream(services, tape, start, dialect=ResponseStream(tape, form, begun))
 
 
 @router.post(
@@ -100,14 +107,16 @@ async def retrieve(
 )
 async def cancel(response_id: ResponseID, services: ServicesDep, caller: CallerDep) -> Response:
     """End the generation; what it has brought forth stays. One that has ended stays as it is."""
-    tape, form = _stored(services, caller, response_id)
-    services.registry.cancel(tape.id)
+    tape, form = await _stored(services, caller, response_id)
+    await services.registry.end(tape)
     return JSONResponse(response(tape, form), headers={"X-Tape": tape.id})
 
 
-def _stored(services: Services, caller: Caller, response_id: str) -> tuple[Tape, ResponseForm]:
+async def _stored(
+    services: Services, caller: Caller, response_id: str
+) -> tuple[Tape, ResponseForm]:
     """Raises APIError 404 for one that is unknown, kept no longer, or was not to be stored."""
-    tape = find(services, caller, response_id.removeprefix(_PREFIX))
+    tape = await find(services, caller, response_id.removeprefix(_PREFIX))
     form = _form_of(services, tape)
     if not form.stored or not response_id.startswith(_PREFIX):
         raise APIError(
@@ -117,20 +126,22 @@ def _stored(services: Services, caller: Caller, response_id: str) -> tuple[Tape,
 
 
 def _form_of(services: Services, tape: Tape) -> ResponseForm:
-    if not isinstance(tape.origin, ResponseForm):
+    if tape.origin is None:
         raise APIError(
             404,
             f"this tape is no response; read it at /v1/tapes/{tape.id}",
             code="response_not_found",
         )
-    return tape.origin
+    return ResponseForm(
+        services.model_name, services.admission.tokenizer.token_bytes, **tape.origin
+    )
 
 
-def _earlier(services: Services, caller: Caller, body: ResponseBody) -> list[Message]:
+async def _earlier(services: Services, caller: Caller, body: ResponseBody) -> list[Message]:
     """The conversation that is to go on. Raises APIError where it is not there."""
     if body.previous_response_id is None:
         return []
-    tape, form = _stored(services, caller, body.previous_response_id)
+    tape, form = await _stored(services, caller, body.previous_response_id)
     if tape.end is None:
         raise APIError(
             400,
@@ -147,11 +158,6 @@ def _ask(body: ResponseBody, turns: list[Message]) -> Ask:
         return body.ask(Conversation([*instructions, *turns]))
 
 
-def _form(services: Services, body: ResponseBody, turns: list[Message]) -> ResponseForm:
-    return ResponseForm(
-        services.model_name,
-        services.admission.tokenizer.token_bytes,
-        conversation=turns,
-        request=body.told(),
-        stored=body.store,
-    )
+def _origin(body: ResponseBody, turns: list[Message]) -> dict[str, Any]:
+    """What a ResponseForm is made of later."""
+    return {"conversation": turns, "request": body.told(), "stored": body.store}

@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from math import inf
+from typing import Any
 
 import orjson
 from fastapi import Request
@@ -12,7 +14,7 @@ from app.schemas.ask import Ask
 from app.schemas.sampling import OnDisconnect, SamplingFields
 from app.services import Caller, Services
 from app.settings import Settings
-from app.tapes.registry import Terms
+from app.tapes.plan import Plan, Terms
 from app.tapes.tape import Claim, End, Tape
 
 # How to read the tape, not what is on it.
@@ -25,19 +27,34 @@ async def start(
     ask: Ask,
     key: str | None = None,
     *,
+    streamed: bool = True,
     on_disconnect: OnDisconnect | None = None,
-    origin: object = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Tape:
     """Admit the request and begin its tape, or find the one that it has begun. Raises APIError."""
+    caller.tape = await _begun(
+        services, caller, ask, key, streamed=streamed, on_disconnect=on_disconnect, origin=origin
+    )
+    return caller.tape
+
+
+async def _begun(
+    services: Services,
+    caller: Caller,
+    ask: Ask,
+    key: str | None,
+    *,
+    streamed: bool,
+    on_disconnect: OnDisconnect | None,
+    origin: Mapping[str, Any] | None,
+) -> Tape:
     fields = ask.fields
     claim = Claim(f"{caller.owner}:{key}", _digest(fields)) if key else None
-    if claim and (tape := services.registry.claimed(claim)):
+    if claim and (tape := await services.registry.claimed(claim)):
         return tape
     with services.limits.begin(caller.owner, caller.address, len(ask.prompts) * ask.n) as place:
         admitted = await services.admission.admit(ask)
-        if claim and (tape := services.registry.claimed(claim)):  # begun while tokenizing
-            return tape
-        tape = services.registry.create(
+        plan = Plan(
             admitted.prompts,
             admitted.params,
             _terms(services.settings, fields, on_disconnect),
@@ -48,7 +65,10 @@ async def start(
             claim=claim,
             origin=origin,
         )
+        tape = await services.registry.create(plan)
         place.hold(tape)
+        if services.tracing:
+            services.tracing.asked(tape, ask, streamed=streamed)
         return tape
 
 
@@ -74,14 +94,16 @@ async def whole(
     key: str | None,
     request: Request,
     *,
-    origin: object = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> tuple[Tape, End]:
     """The answer at once. Without a key nobody could fetch it later: it ends with its caller.
 
     Raises APIError when there is no whole answer to give.
     """
     leaving: OnDisconnect = "continue" if key else "abort"
-    tape = await start(services, caller, ask, key, on_disconnect=leaving, origin=origin)
+    tape = await start(
+        services, caller, ask, key, streamed=False, on_disconnect=leaving, origin=origin
+    )
     services.registry.attach(tape)
     try:
         await _until_end_or_departure(tape, request)

@@ -42,7 +42,7 @@ async def create(
 ) -> Response:
     """Start a generation without reading it: its tape is at the Location that comes back."""
     if last_event_id:
-        return resume(services, caller, last_event_id)
+        return await resume(services, caller, last_event_id)
     tape = await start(services, caller, body.ask(), idempotency_key)
     return JSONResponse(
         {"tape": tape.id}, 201, headers={"Location": f"/v1/tapes/{tape.id}", "X-Tape": tape.id}
@@ -68,7 +68,7 @@ async def read(
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
 ) -> Response | TapeSnapshot:
     """The tape as SSE, from its start or after an entry; as JSON, a snapshot of it as it is now."""
-    tape = find(services, caller, tape_id)
+    tape = await find(services, caller, tape_id)
     if "application/json" in accept:
         return _snapshot(tape)
     return stream(services, tape, _entry(last_event_id, tape_id, after))
@@ -77,14 +77,17 @@ async def read(
 @router.delete("/{tape_id}", status_code=204, operation_id="cancel_tape", responses=refusals(404))
 async def cancel(tape_id: TapeID, services: ServicesDep, caller: CallerDep) -> Response:
     """End the generation; every reader gets the terminal frame."""
-    services.registry.cancel(find(services, caller, tape_id).id)
+    await services.registry.end(await find(services, caller, tape_id))
     return Response(status_code=204)
 
 
-def _entry(last_event_id: str | None, tape_id: str, after: int) -> int:
-    """Last-Event-ID goes before `after`: an EventSource keeps its first URL when it reconnects."""
+def _entry(last_event_id: str | None, tape_id: str, after: int) -> int | None:
+    """Last-Event-ID goes before `after`: an EventSource keeps its first URL when it reconnects.
+
+    None is from the start, for who has nothing yet.
+    """
     if not last_event_id:
-        return after
+        return after or None
     position = parse_position(last_event_id)
     if position.tape_id != tape_id:
         raise APIError(

@@ -1,51 +1,25 @@
 """Tapes in this process's memory: nothing to install, gone with the process."""
 
-import time
-
+from app.tapes.plan import Plan
+from app.tapes.shelf import Shelf
+from app.tapes.store import TapeStore
 from app.tapes.tape import Tape
 
 
-class MemoryStore:
-    """Keeps finished tapes for `ttl` seconds, oldest out first when they pass `budget` bytes."""
+class MemoryStore(TapeStore):
+    """The default: one process, which writes all tapes that there are."""
 
-    def __init__(self, *, ttl: float, budget: int) -> None:
-        self._ttl = ttl
-        self._budget = budget
-        self._tapes: dict[str, Tape] = {}
-        self._claimed: dict[str, Tape] = {}  # by Idempotency-Key
-        self._finished: dict[str, Tape] = {}  # in the order in which they ended
-        self._finished_size = 0
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
 
-    def __len__(self) -> int:
-        self._expire()
-        return len(self._tapes)
+    async def add(self, tape: Tape, plan: Plan) -> Tape:
+        if plan.claim and (begun := self.shelf.claimed(plan.claim.key)):
+            return begun
+        self.shelf.add(tape)
+        return tape
 
-    def add(self, tape: Tape) -> None:
-        self._tapes[tape.id] = tape
-        if tape.claim:
-            self._claimed[tape.claim.key] = tape
+    async def get(self, tape_id: str) -> Tape | None:
+        return self.shelf.get(tape_id)
 
-    def get(self, tape_id: str) -> Tape | None:
-        self._expire()
-        return self._tapes.get(tape_id)
-
-    def claimed(self, key: str) -> Tape | None:
-        self._expire()
-        return self._claimed.get(key)
-
-    def finished(self, tape: Tape) -> None:
-        self._finished[tape.id] = tape
-        self._finished_size += tape.size
-        self._expire()
-
-    def _expire(self) -> None:
-        """Drop the oldest while they are over age, or all finished ones together over budget."""
-        oldest = time.monotonic() - self._ttl
-        while self._finished:
-            tape = next(iter(self._finished.values()))
-            if self._finished_size <= self._budget and (tape.ended_at or 0.0) > oldest:
-                return
-            self._finished_size -= tape.size
-            del self._finished[tape.id], self._tapes[tape.id]
-            if tape.claim:
-                del self._claimed[tape.claim.key]
+    async def claimed(self, key: str) -> Tape | None:
+        return self.shelf.claimed(key)

@@ -34,6 +34,7 @@ class _Job:
     engaged: bool = False  # the engine has it
     paused: bool = False  # nobody reads it
     held: bool = False  # the engine has paused it after its trial
+    orphaned: bool = False  # the engine that had it has died
     crashes: int = 0
 
 
@@ -51,6 +52,7 @@ class Recovery:
         self._waiting: dict[str, _Job] = {}  # for an engine, or for their trial
         self._careful = False
         self._trial: _Job | None = None
+        self.num_continued = 0  # sequences that another engine went on with
         link.watcher = self
 
     def submit(self, request: Generate, tape: Tape, choice: Choice, record: Record) -> None:
@@ -90,6 +92,7 @@ class Recovery:
             self._blame()
         self._trial = None
         for job in self._jobs.values():
+            job.orphaned = job.orphaned or job.engaged
             job.engaged = job.held = False
             if not job.paused:
                 job.tape.announce(Recovering())
@@ -131,6 +134,8 @@ class Recovery:
 
     def _engage(self, job: _Job) -> None:
         job.engaged = True
+        self.num_continued += job.orphaned
+        job.orphaned = False
         request = msgspec.structs.replace(
             job.request, output_ids=list(job.choice.output_ids), pause_after_one=self._careful
         )

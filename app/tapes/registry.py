@@ -1,39 +1,27 @@
 """Every tape of this process: create, attach a reader, cancel, let the last reader leave."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import msgspec
-
 from app.engine_link import Event
 from app.errors import APIError
-from app.schemas.sampling import OnDisconnect
+from app.tapes.observer import Observer
+from app.tapes.plan import Plan, Terms, sequence_of
 from app.tapes.recovery import Recovery
 from app.tapes.store import TapeStore
-from app.tapes.tape import Choice, Claim, Tape
+from app.tapes.tape import Claim, Tape
 from app.tapes.turnover import Turnover
-from model.messages import Finished, FinishReason, Generate, Started
-from model.sampling import SamplingParams
+from model.messages import Finished, FinishReason, Started, Token
 
 logger = logging.getLogger("tickertape.tapes")
 
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What holds for a tape beside its generation.
-
-    Times are in seconds: `grace` that a paused generation waits for a reader, `timeout` from its
-    beginning to its end, `queue_timeout` to its first step. None is no limit.
-    """
-
-    on_disconnect: OnDisconnect = "pause"
-    grace: float = 10.0
-    timeout: float | None = None
-    queue_timeout: float | None = None
+_PATIENCE = 5.0  # seconds that a cancelled tape may take to end
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +39,7 @@ class _Recording:
     def unfinished(self) -> list[str]:
         """The ids of the sequences that the engine still has to do with."""
         return [
-            _sequence_id(self.tape, index)
+            sequence_of(self.tape.id, index)
             for index, choice in enumerate(self.tape.choices)
             if choice.finish_reason is None
         ]
@@ -70,12 +58,16 @@ class _Recording:
 class Registry:
     """Creates tapes and has the engine write them; readers come and go without touching that.
 
-    A tape takes at most `max_tape_size` bytes of memory.
+    A tape takes at most `max_tape_size` bytes of memory. `num_readers` are attached now;
+    `num_abandoned` tapes were paused until it was too late for their readers to come back.
     """
 
     engine: Recovery
     store: TapeStore
     max_tape_size: int
+    observers: Sequence[Observer] = ()
+    num_readers: int = 0
+    num_abandoned: int = 0
     turnover: Turnover = field(default_factory=Turnover)
     _recordings: dict[str, _Recording] = field(default_factory=dict)
 
@@ -88,50 +80,73 @@ class Registry:
             if not recording.tape.paused
         )
 
-    def create(
-        self,
-        prompts: Sequence[list[int]],
-        params: SamplingParams,
-        terms: Terms,
-        *,
-        n: int = 1,
-        priority: int = 0,
-        salt: str = "",
-        owner: str = "",
-        claim: Claim | None = None,
-        origin: object = None,
-    ) -> Tape:
-        """A new tape, and the generations that fill it: `n` choices for each prompt, in order.
+    async def create(self, plan: Plan) -> Tape:
+        """A new tape, and the generations that fill it; or the one that has the plan's claim.
 
-        The id is 128 random bits.
+        The id is 128 random bits. Raises APIError: 409 when another request has that claim, 503
+        when tapes cannot be kept.
         """
-        copies = [(prompt, copy) for prompt in prompts for copy in range(n)]
-        choices = [Choice(0 if copy else len(prompt)) for prompt, copy in copies]
         tape = Tape(
             secrets.token_urlsafe(16),
-            choices,
+            plan.choices(),
             self.max_tape_size,
-            owner=owner,
-            claim=claim,
-            origin=origin,
+            owner=plan.owner,
+            claim=plan.claim,
+            origin=plan.origin,
+            confirms=self.store.confirms,
         )
-        recording = _Recording(tape, terms)
-        self._recordings[tape.id] = recording
-        self.store.add(tape)
-        self._start_timers(recording)
-        self.turnover.begin(self.num_active, len(choices))
-        for index, (prompt, copy) in enumerate(copies):
-            own = _with_seed(params, params.seed + copy)
-            request = Generate(_sequence_id(tape, index), prompt, own, priority, salt)
-            record = partial(self._record, recording, index)
-            self.engine.submit(request, tape, choices[index], record)
+        kept = await self.store.add(tape, plan)
+        if kept is not tape:
+            return _same(kept, plan.claim)
+        recording = self._recordings[tape.id] = _Recording(tape, plan.terms)
+        self._start_timers(recording, passed=0.0)
+        self.turnover.begin(self.num_active, len(tape.choices))
+        for observer in self.observers:
+            observer.began(tape)
+        self._submit(recording, plan)
         return tape
 
-    def _start_timers(self, recording: _Recording) -> None:
+    def adopt(self, tape: Tape, plan: Plan, readers: int) -> None:
+        """Go on with a tape whose writer has gone; its choices have what they had brought forth.
+
+        Without a reader it waits for one, as any that has lost its last.
+        """
+        recording = self._recordings[tape.id] = _Recording(tape, plan.terms, readers)
+        self._start_timers(recording, passed=max(0.0, time.time() - plan.created))
+        self.turnover.begin(self.num_active, recording.num_unfinished)
+        for observer in self.observers:
+            observer.began(tape)
+        self._submit(recording, plan)
+        if not readers and plan.terms.on_disconnect != "continue":
+            self._pause(recording)
+
+    def disown(self, tape: Tape) -> int:
+        """Another process goes on with it; returns how many readers it had here."""
+        recording = self._recordings.pop(tape.id, None)
+        if recording is None:
+            return 0
+        recording.stop_timers()
+        for sequence_id in recording.unfinished:
+            self.engine.cancel(sequence_id)
+            self.turnover.end()
+        return recording.readers
+
+    def _submit(self, recording: _Recording, plan: Plan) -> None:
+        """Hand what is unfinished to the engine."""
+        tape = recording.tape
+        for index, request in enumerate(plan.requests(tape.id)):
+            choice = tape.choices[index]
+            if choice.finish_reason is None:
+                record = partial(self._record, recording, index)
+                self.engine.submit(request, tape, choice, record)
+
+    def _start_timers(self, recording: _Recording, passed: float) -> None:
+        """`passed` seconds after the tape began."""
         loop, terms, tape_id = asyncio.get_running_loop(), recording.terms, recording.tape.id
         if terms.timeout is not None:
             why = f"its timeout of {terms.timeout:g} s has passed; give it more, or ask for less"
-            recording.timeout = loop.call_later(terms.timeout, self.cancel, tape_id, "timeout", why)
+            left = terms.timeout - passed
+            recording.timeout = loop.call_later(left, self.cancel, tape_id, "timeout", why)
         if terms.queue_timeout is not None:
             why = f"it waited {terms.queue_timeout:g} s for a seat; try again when less is going on"
             recording.queue_timeout = loop.call_later(
@@ -143,10 +158,14 @@ class Registry:
         tape = recording.tape
         try:
             tape.record(event, index)
+            if isinstance(event, Token):
+                for observer in self.observers:
+                    observer.token(tape, tape.choices[index])
         except Exception:
             logger.exception("recording tape %s failed", tape.id)
             self.cancel(tape.id, "error", "an error of ours; the server's log says more")
             return
+        self.store.wrote(tape)
         if isinstance(event, Finished):
             self.turnover.end()
         if tape.end:
@@ -158,49 +177,73 @@ class Registry:
         recording.stop_timers()
         del self._recordings[recording.tape.id]
         self.store.finished(recording.tape)
+        for observer in self.observers:
+            observer.ended(recording.tape, attended=recording.readers > 0)
 
-    def claimed(self, claim: Claim) -> Tape | None:
+    async def claimed(self, claim: Claim) -> Tape | None:
         """The tape that this very request has begun already.
 
         Raises APIError 409 when another request had its key.
         """
-        tape = self.store.claimed(claim.key)
-        if tape and tape.claim != claim:
-            raise APIError(
-                409,
-                "this Idempotency-Key was used with another request; use a new key for a new one",
-                param="Idempotency-Key",
-                code="idempotency_key_reused",
-            )
-        return tape
+        tape = await self.store.claimed(claim.key)
+        return tape and _same(tape, claim)
 
-    def get(self, tape_id: str) -> Tape | None:
-        return self.store.get(tape_id)
+    async def get(self, tape_id: str) -> Tape | None:
+        return await self.store.get(tape_id)
 
     def cancel(
         self, tape_id: str, reason: FinishReason = "cancelled", error: str | None = None
     ) -> None:
         """End a running tape: its readers get the terminal entry. One that has ended stays so."""
-        if recording := self._recordings.get(tape_id):
+        recording = self._recordings.get(tape_id)
+        if recording is None:
+            self.store.cancel(tape_id)
+        else:
             recording.tape.finish(reason, error)
+            self.store.wrote(recording.tape)
             for sequence_id in recording.unfinished:
                 self.engine.cancel(sequence_id)
                 self.turnover.end()
             self._forget(recording)
 
+    async def end(self, tape: Tape) -> None:
+        """Cancel it, and wait until its readers may know."""
+        self.cancel(tape.id)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await tape.ended()
+
     def attach(self, tape: Tape) -> None:
         """One more reader; a paused generation goes on."""
-        if recording := self._recordings.get(tape.id):
-            recording.readers += 1
-            if recording.departure:
-                recording.departure.cancel()
-            if tape.paused:
-                tape.paused = False
-                for sequence_id in recording.unfinished:
-                    self.engine.resume(sequence_id)
+        self.num_readers += 1
+        if tape.id in self._recordings:
+            self.join(tape)
+        else:
+            self.store.follow(tape)
 
     def detach(self, tape: Tape) -> None:
         """One reader less; when it was the last, the tape's `on_disconnect` decides."""
+        self.num_readers -= 1
+        if tape.id in self._recordings:
+            self.leave(tape)
+        else:
+            self.store.unfollow(tape)
+
+    def join(self, tape: Tape) -> None:
+        """A reader, of this process or another, of a tape that is written here."""
+        recording = self._recordings.get(tape.id)
+        if recording is None:
+            return
+        recording.readers += 1
+        if recording.departure:
+            recording.departure.cancel()
+        if tape.paused:
+            tape.paused = False
+            for sequence_id in recording.unfinished:
+                self.engine.resume(sequence_id)
+
+    def leave(self, tape: Tape) -> None:
+        """One less."""
         recording = self._recordings.get(tape.id)
         if recording is None:
             return
@@ -215,23 +258,34 @@ class Registry:
     def _pause(self, recording: _Recording) -> None:
         tape = recording.tape
         tape.paused = True
+        for choice in tape.choices:
+            choice.pause()
         for sequence_id in recording.unfinished:
             self.engine.pause(sequence_id)
         recording.departure = asyncio.get_running_loop().call_later(
-            recording.terms.grace, self.cancel, tape.id
+            recording.terms.grace, self._abandon, tape.id
         )
 
+    def _abandon(self, tape_id: str) -> None:
+        self.num_abandoned += 1
+        self.cancel(tape_id)
+
     def close(self) -> None:
-        """End every running tape with finish_reason 'shutdown'."""
-        for tape_id in list(self._recordings):
-            self.cancel(tape_id, "shutdown")
+        """End every running tape with finish_reason 'shutdown', or leave them all to others."""
+        for recording in list(self._recordings.values()):
+            if self.store.hands_over:
+                self.disown(recording.tape)
+            else:
+                self.cancel(recording.tape.id, "shutdown")
 
 
-def _sequence_id(tape: Tape, index: int) -> str:
-    return f"{tape.id}:{index}"
-
-
-def _with_seed(params: SamplingParams, seed: int) -> SamplingParams:
-    """Copies of one prompt differ in nothing else. Seeds are 64 bits and wrap around."""
-    wrapped = (seed + 2**63) % 2**64 - 2**63
-    return msgspec.structs.replace(params, seed=wrapped)
+def _same(tape: Tape, claim: Claim | None) -> Tape:
+    """Raises APIError 409 when it is another request that has the key."""
+    if tape.claim != claim:
+        raise APIError(
+            409,
+            "this Idempotency-Key was used with another request; use a new key for a new one",
+            param="Idempotency-Key",
+            code="idempotency_key_reused",
+        )
+    return tape

@@ -2,22 +2,77 @@
 
 from typing import Protocol
 
+from app.tapes.plan import Plan
+from app.tapes.shelf import Shelf
 from app.tapes.tape import Tape
 
 
-class TapeStore(Protocol):
-    """Holds tapes by id. A running tape is never dropped."""
+class Writer(Protocol):
+    """Who writes tapes in this process: the registry. A store that others share tells it of them.
 
-    def add(self, tape: Tape) -> None: ...
+    A tape that this process does not write is ignored.
+    """
 
-    def get(self, tape_id: str) -> Tape | None:
-        """The tape, or None if there is none of that id, or no longer."""
+    def adopt(self, tape: Tape, plan: Plan, readers: int) -> None:
+        """Its writer has gone: go on with it. It has so many readers, wherever they are."""
 
-    def claimed(self, key: str) -> Tape | None:
+    def disown(self, tape: Tape) -> int:
+        """Another process goes on with it: stop. Returns how many readers it had here."""
+
+    def join(self, tape: Tape) -> None:
+        """A reader of another process follows it."""
+
+    def leave(self, tape: Tape) -> None:
+        """A reader of another process has left it."""
+
+    def cancel(self, tape_id: str) -> None:
+        """End it."""
+
+
+class TapeStore:
+    """Holds tapes by id. What does nothing here is for stores that several processes share.
+
+    With `confirms`, what is written to a tape is shown to readers when the store says so.
+    """
+
+    shelf: Shelf
+    confirms: bool = False
+    is_reachable: bool = True  # whether tapes can begin
+    hands_over: bool = False  # whether others would go on with what this process leaves unfinished
+
+    async def start(self, writer: Writer) -> None:
+        """Before anything else."""
+
+    async def flush(self) -> None:
+        """Wait until everything that is written may be shown."""
+
+    async def stop(self) -> None:
+        """Leave what is unfinished to others, if there are any."""
+
+    async def add(self, tape: Tape, plan: Plan) -> Tape:
+        """Keep it; returns another if that has its claim already. Raises APIError 503."""
+        raise NotImplementedError
+
+    async def get(self, tape_id: str) -> Tape | None:
+        """The tape, or None if there is none of that id, or no longer. Raises APIError 503."""
+        raise NotImplementedError
+
+    async def claimed(self, key: str) -> Tape | None:
         """The tape that was asked for with this Idempotency-Key, while it is kept."""
+        raise NotImplementedError
+
+    def wrote(self, tape: Tape) -> None:
+        """There is something new on it."""
 
     def finished(self, tape: Tape) -> None:
-        """The tape has its terminal entry: from now on it may be dropped."""
+        """It has its terminal entry: from now on it may be dropped."""
+        self.shelf.finished(tape)
 
-    def __len__(self) -> int:
-        """How many there are, those that are too old not counted."""
+    def follow(self, tape: Tape) -> None:
+        """One more reader here of a tape that is written elsewhere."""
+
+    def unfollow(self, tape: Tape) -> None:
+        """One less."""
+
+    def cancel(self, tape_id: str) -> None:
+        """Have whoever writes it end it."""

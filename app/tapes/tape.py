@@ -3,9 +3,10 @@
 import asyncio
 import time
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import chain
+from typing import Any, Literal
 
 import msgspec
 
@@ -24,12 +25,16 @@ _EMPTY = 1000  # bytes that a tape without entries takes
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """One step of one sequence; `index` is its place among the tape's choices."""
+    """One step of one sequence; `index` is its place among the tape's choices.
+
+    `at` is when it was made, in monotonic seconds.
+    """
 
     text: str
     token_id: int
     logprob: Logprob | None = None
     index: int = 0
+    at: float = msgspec.field(default_factory=time.monotonic)
 
     @property
     def size(self) -> int:
@@ -97,7 +102,8 @@ class Choice:
     """One of the sequences that a tape is made of; most tapes have one.
 
     `prompt_tokens` is 0 where another choice has the same prompt: it is counted once. Token ids are
-    kept all: they are what another engine needs to go on.
+    kept all: they are what another engine needs to go on. `latency` is the time in seconds from the
+    token before to the newest, None for the first one and after a pause; `latencies` are all.
     """
 
     prompt_tokens: int
@@ -106,6 +112,22 @@ class Choice:
     started: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None
+    latency: float | None = None
+    latencies: "array[float]" = field(default_factory=lambda: array("f"))
+    _last: float | None = None
+
+    def append(self, entry: Entry) -> None:
+        self.output_ids.append(entry.token_id)
+        if self._last is None:
+            self.latency = None
+        else:
+            self.latency = entry.at - self._last
+            self.latencies.append(self.latency)
+        self._last = entry.at
+
+    def pause(self) -> None:
+        """The time until the next token is its reader's, not the engine's."""
+        self._last = None
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +138,9 @@ class Tape:
     `size` is about how many bytes of memory it takes; beyond `cap` the oldest go, and
     `entries` begins after the first `num_dropped`. `progress` is what there is to say before the
     next entry. `origin` is what the surface that began it needs to tell of it later.
+
+    Readers are shown entries up to number `last`. These are all, but where a store `confirms` each
+    entry before anybody may see it: what is shown can never be lost, nor told otherwise.
     """
 
     id: str
@@ -123,7 +148,9 @@ class Tape:
     cap: int = _UNBOUNDED
     owner: str = ""  # the API key that it was made with, as app/security.py names it
     claim: Claim | None = None
-    origin: object = None
+    origin: Mapping[str, Any] | None = None
+    confirms: bool = False
+    last: int = 0
     created: float = field(default_factory=time.time)  # seconds since 1970, only to be shown
     began: float = field(default_factory=time.monotonic)
     entries: list[Entry] = field(default_factory=list)
@@ -133,14 +160,15 @@ class Tape:
     ended_at: float | None = None
     queue_ms: float | None = None
     paused: bool = False
+    resumes: int = 0  # readers that went on after an entry
     size: int = _EMPTY
     _first: float | None = None
     _last: float | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def last(self) -> int:
-        """The number of the newest entry; 0 when there is none."""
+    def written(self) -> int:
+        """The number of the newest entry, shown or not; 0 when there is none."""
         return self.num_dropped + len(self.entries) + (self.end is not None)
 
     @property
@@ -160,7 +188,8 @@ class Tape:
 
     def text_of(self, index: int) -> str:
         """Of one choice, as far as its entries are kept."""
-        return "".join(entry.text for entry in self.entries if entry.index == index)
+        shown = self.entries[: self.last - self.num_dropped]
+        return "".join(entry.text for entry in shown if entry.index == index)
 
     @property
     def num_tokens(self) -> int:
@@ -192,31 +221,51 @@ class Tape:
             tokens_per_second=self._decode_rate(),
         )
 
+    @property
+    def decode_seconds(self) -> float | None:
+        """From the first token to the newest; None where there is none."""
+        return None if self._first is None or self._last is None else self._last - self._first
+
+    @property
+    def itl_p99_ms(self) -> float | None:
+        """The latency between two tokens that 99 % of them stay below, or None before any."""
+        latencies = sorted(chain.from_iterable(choice.latencies for choice in self.choices))
+        return latencies[len(latencies) * 99 // 100] * 1000 if latencies else None
+
     def _decode_rate(self) -> float | None:
         """Tokens after the first, over the time that they took."""
-        if self._first is None or self._last is None or self._last == self._first:
-            return None
-        return (self.num_tokens - 1) / (self._last - self._first)
+        seconds = self.decode_seconds
+        return (self.num_tokens - 1) / seconds if seconds else None
 
     def append(self, entry: Entry) -> None:
         """Raises ValueError on a tape that has ended."""
         if self.end:
             raise ValueError(f"tape {self.id} has ended; nothing can be appended")
-        self._last = time.monotonic()
+        self._last = entry.at
         if self._first is None:
             self._first = self._last
         self.entries.append(entry)
-        self.choices[entry.index].output_ids.append(entry.token_id)
+        self.choices[entry.index].append(entry)
         self.progress = None
         self.size += entry.size
+        self._show()
         if self.size > self.cap:
             self._drop_oldest()
-        self._wake()
+
+    def extend(self, items: Iterable[Entry | End]) -> None:
+        """Copy what somebody else has written."""
+        for item in items:
+            if isinstance(item, Entry):
+                self.append(item)
+            else:
+                self.end, self.ended_at = item, time.monotonic()
+                self._show()
 
     def _drop_oldest(self) -> None:
         """An eighth of the room at once: each time, the entries that are left are moved."""
         count, room = 0, self.cap - self.cap // 8
-        while self.size > room and count < len(self.entries):
+        shown = min(len(self.entries), self.last - self.num_dropped)
+        while self.size > room and count < shown:
             self.size -= self.entries[count].size
             count += 1
         del self.entries[:count]
@@ -263,7 +312,28 @@ class Tape:
             reasons = tuple(choice.finish_reason or reason for choice in self.choices)
             self.end = End(reason, self.usage, self.timings, error, reasons)
             self.ended_at = time.monotonic()
-            self._wake()
+            self._show()
+
+    def _show(self) -> None:
+        if not self.confirms:
+            self.show(self.written)
+
+    def show(self, last: int) -> None:
+        """Let readers have entries up to this number."""
+        self.last = last
+        self._wake()
+
+    def retract(self) -> None:
+        """Forget what nobody was shown: somebody else writes this tape now."""
+        del self.entries[max(self.last - self.num_dropped, 0) :]
+        if self.last < self.written:
+            self.end = self.ended_at = None
+        self.confirms = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the terminal entry may be shown."""
+        return self.end is not None and self.last == self.written
 
     def _wake(self) -> None:
         """Whoever waits goes on; who comes now waits for the next change."""
@@ -283,13 +353,13 @@ class Tape:
                 after = gap.last
                 yield gap
                 continue  # meanwhile more may have gone
-            batch: Batch = [*self.entries[after - self.num_dropped :]]
-            if self.end and after < self.last:
+            batch: Batch = [*self.entries[after - self.num_dropped : self.last - self.num_dropped]]
+            if self.end and after < self.last == self.written:
                 batch.append(self.end)
             if batch:
                 after += len(batch)
                 yield batch
-            elif self.end:
+            elif self.has_ended:
                 return
             elif self.progress is not told:
                 told = self.progress
@@ -300,6 +370,6 @@ class Tape:
 
     async def ended(self) -> End:
         """Wait for the terminal entry."""
-        while self.end is None:
+        while self.end is None or not self.has_ended:
             await self._changed.wait()
         return self.end

@@ -11,8 +11,10 @@ import pytest
 
 from app.engine_link import EngineError, EngineFailedError, EngineLink, Event
 from app.tapes.memory import MemoryStore
+from app.tapes.plan import Plan
 from app.tapes.recovery import Recovery
-from app.tapes.registry import Registry, Terms
+from app.tapes.registry import Registry
+from app.tapes.shelf import Shelf
 from app.tapes.tape import Tape
 from model.messages import Configure, Finished, Generate, Started, Token
 from model.sampling import SamplingParams
@@ -123,8 +125,8 @@ async def test_a_tape_that_cannot_be_written_ends_alone(monkeypatch: pytest.Monk
 
     params = SamplingParams(max_tokens=1 << 20, seed=0)
     async with asyncio.timeout(20), started() as link:
-        registry = Registry(Recovery(link), MemoryStore(ttl=300, budget=1 << 20), 1 << 20)
-        good, bad = (registry.create([[1]], params, Terms()) for _ in range(2))
+        registry = Registry(Recovery(link), MemoryStore(Shelf(ttl=300, budget=1 << 20)), 1 << 20)
+        good, bad = [await registry.create(Plan([[1]], params)) for _ in range(2)]
         record = Tape.record
         monkeypatch.setattr(
             Tape, "record", lambda tape, *event: (spoilt if tape is bad else record)(tape, *event)

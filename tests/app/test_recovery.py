@@ -144,6 +144,7 @@ def test_a_killed_engine_loses_nothing_however_often() -> None:
         assert all(tape.progress == Recovering() for tape in house.tapes.values())
         house.engine.come_back()
         assert len(house.engine.has) == 3, "all at once"
+    assert house.recovery.num_continued == 30
     house.run()
     assert all(complete(tape) for tape in house.tapes.values())
 
@@ -208,9 +209,11 @@ def test_the_paused_are_lost_too_and_go_on_when_they_are_read() -> None:
     assert complete(other)
     assert len(paused.choices[0].output_ids) == 1
     assert paused.progress is None
+    assert house.recovery.num_continued == 1
     house.recovery.resume(paused.id)
     house.run()
     assert complete(paused)
+    assert house.recovery.num_continued == 2
 
 
 def test_pausing_and_cancelling_while_no_engine_is_there() -> None:

@@ -13,6 +13,7 @@ from sse_starlette import EventSourceResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.dialects import native
+from app.metrics import Metrics
 from app.sse import SendWatch, TapeResponse
 from app.tapes.registry import Registry
 from app.tapes.tape import Choice, Entry, Tape
@@ -37,12 +38,19 @@ class Readers:
         self.left.put_nowait(tape)
 
 
-def reading(tape: Tape, readers: Readers, send_timeout: float, ping_interval: float) -> ASGIApp:
+def reading(
+    tape: Tape,
+    readers: Readers,
+    send_timeout: float,
+    ping_interval: float,
+    metrics: Metrics | None = None,
+) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         response = TapeResponse(
             cast(Registry, readers),
             tape,
-            0,
+            None,
+            metrics=metrics or Metrics("none", 8192),
             dialect=native,
             ping_interval=ping_interval,
             send_timeout=send_timeout,
@@ -82,8 +90,8 @@ def unchunked(raw: bytes) -> bytes:
 
 
 async def test_a_reader_that_takes_nothing_is_cut_off_and_holds_up_nobody() -> None:
-    tape, readers = Tape("a" * 22, [Choice(1)]), Readers()
-    app = reading(tape, readers, send_timeout=1.0, ping_interval=15)
+    tape, readers, metrics = Tape("a" * 22, [Choice(1)]), Readers(), Metrics("none", 8192)
+    app = reading(tape, readers, send_timeout=1.0, ping_interval=15, metrics=metrics)
     async with serving(app) as port, asyncio.timeout(20):
         stuck = never_reading(port, REQUEST)
         await readers.came.get()
@@ -100,6 +108,7 @@ async def test_a_reader_that_takes_nothing_is_cut_off_and_holds_up_nobody() -> N
     texts = [json.loads(frame.data or "")["text"] for frame in frames if frame.event == "token"]
     assert len("".join(texts)) == 16 * MIB
     assert frames[-1].event == "done"
+    assert b'slow_readers_cut_total{model_name="none"} 1.0' in metrics.text()
 
 
 async def test_a_silent_stream_gets_comments_that_move_no_cursor() -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from app.dialects import native
 from app.errors import APIError
-from app.tapes.memory import MemoryStore
 from app.tapes.position import Position, parse_position
+from app.tapes.shelf import Shelf
 from app.tapes.tape import Batch, Choice, Claim, End, Entry, Gap, Progress, Recovering, Tape
 from app.tapes.turnover import Turnover
 from model.messages import Prefilling, Queued
@@ -147,24 +147,24 @@ def test_a_position_is_ours_or_an_error(text: str) -> None:
 
 
 def test_finished_tapes_go_by_age_and_running_ones_never() -> None:
-    store = MemoryStore(ttl=0.0, budget=1 << 20)
+    shelf = Shelf(ttl=0.0, budget=1 << 20)
     running, finished = tape_of(["a"], ended=False), tape_of(["a"])
     running.id = "running"
-    store.add(running)
-    store.add(finished)
-    store.finished(finished)
-    assert store.get("running") is running
-    assert store.get(finished.id) is None
+    shelf.add(running)
+    shelf.add(finished)
+    shelf.finished(finished)
+    assert shelf.get("running") is running
+    assert shelf.get(finished.id) is None
 
 
 def test_the_oldest_finished_tapes_go_when_memory_is_short() -> None:
     tapes = [tape_of(["text"] * 10) for _ in range(4)]
-    store = MemoryStore(ttl=300.0, budget=2 * tapes[0].size)
+    shelf = Shelf(ttl=300.0, budget=2 * tapes[0].size)
     for number, tape in enumerate(tapes):
         tape.id = str(number)
-        store.add(tape)
-        store.finished(tape)
-    assert [store.get(str(number)) is not None for number in range(4)] == [
+        shelf.add(tape)
+        shelf.finished(tape)
+    assert [shelf.get(str(number)) is not None for number in range(4)] == [
         False,
         False,
         True,
@@ -244,15 +244,15 @@ def test_status_frames_have_no_id() -> None:
 
 
 def test_a_key_is_forgotten_with_its_tape() -> None:
-    store = MemoryStore(ttl=300.0, budget=0)
+    shelf = Shelf(ttl=300.0, budget=0)
     tape = tape_of(["a"], ended=False)
     tape.claim = Claim("key", b"digest")
-    store.add(tape)
-    assert store.claimed("key") is tape
-    assert store.claimed("other") is None
+    shelf.add(tape)
+    assert shelf.claimed("key") is tape
+    assert shelf.claimed("other") is None
     tape.finish("stop")
-    store.finished(tape)
-    assert store.claimed("key") is None
+    shelf.finished(tape)
+    assert shelf.claimed("key") is None
 
 
 class Clock:
@@ -281,3 +281,18 @@ def test_how_soon_a_place_is_free_is_measured() -> None:
     assert turnover.seconds_to_a_place() == 59
     turnover.begin(1)
     assert turnover.seconds_to_a_place() == 1
+
+
+def test_latencies_are_of_one_choice_and_not_of_a_pause() -> None:
+    tape = Tape(TAPE_ID, [Choice(1), Choice(0)])
+    assert tape.itl_p99_ms is None
+    for index, at in [(0, 1.0), (1, 1.0), (0, 1.5), (1, 3.0)]:
+        tape.append(Entry("x", 1, None, index, at))
+    assert [choice.latency for choice in tape.choices] == [0.5, 2.0]
+    for choice in tape.choices:
+        choice.pause()
+    tape.append(Entry("x", 1, None, 0, 60.0))
+    assert tape.choices[0].latency is None
+    tape.append(Entry("x", 1, None, 0, 60.25))
+    assert [list(choice.latencies) for choice in tape.choices] == [[0.5, 0.25], [2.0]]
+    assert tape.itl_p99_ms == 2000.0

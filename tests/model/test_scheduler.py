@@ -137,7 +137,9 @@ def test_the_youngest_is_preempted_and_recomputed_with_its_tokens_unchanged() ->
     assert list(drive.scheduler.running.values()) == [old]
     assert list(drive.scheduler.waiting) == [young]
     assert (young.block_table, young.num_computed, young.num_output) == ([], 0, 2)
+    assert drive.scheduler.num_preemptions == 1
     drive.finish()
+    assert drive.scheduler.num_preemptions == 1
     assert drive.done == ["old", "young"]
     drive.check_tokens(young)
     assert len(young.token_ids) == 13

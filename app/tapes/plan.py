@@ -1,0 +1,78 @@
+"""All that it takes to begin a tape, or to go on with it in another process."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from app.schemas.sampling import OnDisconnect
+from app.tapes.tape import Choice, Claim
+from model.messages import Generate
+from model.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What holds for a tape beside its generation.
+
+    Times are in seconds: `grace` that a paused generation waits for a reader, `timeout` from its
+    beginning to its end, `queue_timeout` to its first step. None is no limit.
+    """
+
+    on_disconnect: OnDisconnect = "pause"
+    grace: float = 10.0
+    timeout: float | None = None
+    queue_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a tape is to hold: `n` choices for each prompt, in order.
+
+    Lower `priority` goes first. Only tapes with the same `salt` share cached prefixes. `owner` is
+    the API key that may read it, as app/security.py names it. `origin` is what the surface that
+    began the tape needs to tell of it later, in JSON's types. `created` is in seconds since 1970.
+    """
+
+    prompts: list[list[int]]
+    params: SamplingParams
+    terms: Terms = Terms()
+    n: int = 1
+    priority: int = 0
+    salt: str = ""
+    owner: str = ""
+    claim: Claim | None = None
+    origin: Mapping[str, Any] | None = None
+    created: float = field(default_factory=time.time)
+
+    def choices(self) -> list[Choice]:
+        """As they begin. Copies share their prompt, which is counted once."""
+        return [
+            Choice(0 if copy else len(prompt)) for prompt in self.prompts for copy in range(self.n)
+        ]
+
+    def requests(self, tape_id: str) -> list[Generate]:
+        """What the engine is asked for, one for each choice."""
+        copies = [(prompt, copy) for prompt in self.prompts for copy in range(self.n)]
+        return [
+            Generate(
+                sequence_of(tape_id, index),
+                prompt,
+                _with_seed(self.params, self.params.seed + copy),
+                self.priority,
+                self.salt,
+            )
+            for index, (prompt, copy) in enumerate(copies)
+        ]
+
+
+def sequence_of(tape_id: str, index: int) -> str:
+    return f"{tape_id}:{index}"
+
+
+def _with_seed(params: SamplingParams, seed: int) -> SamplingParams:
+    """Copies of one prompt differ in nothing else. Seeds are 64 bits and wrap around."""
+    wrapped = (seed + 2**63) % 2**64 - 2**63
+    return msgspec.structs.replace(params, seed=wrapped)

@@ -1,0 +1,383 @@
+"""Tapes in Redis: any replica serves any reader, and goes on with what a dead one has left.
+
+Each tape has one writer, the replica whose engine computes it. What that appends is shown to
+readers once Redis has it: whoever continues the tape continues what was shown. Readers at other
+replicas follow a copy. While Redis cannot be reached, streams pause, and nothing new begins.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from redis import RedisError
+
+from app.errors import APIError, try_later
+from app.tapes.plan import Plan
+from app.tapes.redis_log import (
+    FENCED,
+    LEASE,
+    MISSING,
+    Addition,
+    RedisLog,
+    Stored,
+    Told,
+    Verdict,
+    state_of,
+)
+from app.tapes.shelf import Shelf
+from app.tapes.store import TapeStore, Writer
+from app.tapes.tape import Recovering, Tape
+
+logger = logging.getLogger("tickertape.redis")
+
+_BEAT: Final = LEASE / 3
+_PATIENCE: Final = 5.0  # seconds that a request waits for Redis
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before what has failed is tried again
+
+T = TypeVar("T")
+
+
+class RedisStore(TapeStore):
+    """This replica's share of the tapes: those that it writes, and copies of those it reads."""
+
+    confirms = True
+
+    def __init__(self, url: str, shelf: Shelf, *, ttl: float, max_tape_size: int) -> None:
+        """Raises ValueError for what is no Redis URL."""
+        self.shelf = shelf
+        self._max_tape_size = max_tape_size
+        self._log = RedisLog(url, secrets.token_urlsafe(12), ttl)
+        self._writer: Writer
+        self._plans: dict[str, Plan] = {}  # of tapes that this replica writes
+        self._states: dict[str, bytes] = {}  # as Redis has them
+        self._new: dict[str, Tape] = {}  # tapes with something on them that Redis has not
+        self._is_new = asyncio.Event()
+        self._all_written = asyncio.Event()
+        self._all_written.set()
+        self._copies: dict[str, _Copy] = {}
+        self._guests: Counter[tuple[str, str]] = Counter()  # readers here, by replica and tape
+        self._others = False
+        self._down_since: float | None = None
+        self._up_since = time.monotonic()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_reachable(self) -> bool:  # type: ignore[override]
+        return self._down_since is None
+
+    @property
+    def hands_over(self) -> bool:  # type: ignore[override]
+        return self._others
+
+    async def start(self, writer: Writer) -> None:
+        self._writer = writer
+        self._tasks = [
+            asyncio.create_task(self._forever(loop))
+            for loop in (self._write, self._read, self._live)
+        ]
+
+    async def flush(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                await self._all_written.wait()
+
+    async def stop(self) -> None:
+        for task in [*self._tasks, *self._background]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._background, return_exceptions=True)
+        with contextlib.suppress(RedisError, OSError):
+            await self._log.die()
+        await self._log.close()
+
+    # ---- tapes
+
+    async def add(self, tape: Tape, plan: Plan) -> Tape:
+        begun = await self._soon(lambda: self._log.put(tape.id, plan))
+        if begun and (other := await self.get(begun)):
+            return other
+        self._plans[tape.id] = plan
+        self.shelf.add(tape)
+        return tape
+
+    async def get(self, tape_id: str) -> Tape | None:
+        if tape := self.shelf.get(tape_id):
+            return tape
+        stored = await self._soon(lambda: self._log.load(tape_id))
+        if stored is None:
+            return None
+        return self.shelf.get(tape_id) or self._copy(tape_id, stored)  # it may be there by now
+
+    async def claimed(self, key: str) -> Tape | None:
+        tape_id = await self._soon(lambda: self._log.claimant(key))
+        return await self.get(tape_id) if tape_id else None
+
+    def wrote(self, tape: Tape) -> None:
+        self._new[tape.id] = tape
+        self._all_written.clear()
+        self._is_new.set()
+
+    def follow(self, tape: Tape) -> None:
+        if copy := self._copies.get(tape.id):
+            copy.readers += 1
+            self._in_order(copy, lambda: self._log.tell_writer("join", tape.id, 1))
+
+    def unfollow(self, tape: Tape) -> None:
+        if copy := self._copies.get(tape.id):
+            copy.readers -= 1
+            self._in_order(copy, lambda: self._log.tell_writer("leave", tape.id, -1))
+
+    def cancel(self, tape_id: str) -> None:
+        if copy := self._copies.get(tape_id):
+            self._in_order(copy, lambda: self._log.tell_writer("cancel", tape_id))
+
+    # ---- writing
+
+    async def _write(self) -> None:
+        """Append all that is new, in one round trip for all tapes, and show it."""
+        await self._is_new.wait()
+        self._is_new.clear()
+        tapes, self._new = self._new, {}
+        additions = [self._addition(tape) for tape in tapes.values()]
+        try:
+            verdicts = await self._log.append(additions)
+        except (RedisError, OSError):
+            self._new = tapes | self._new
+            self._is_new.set()
+            raise
+        for addition, verdict in zip(additions, verdicts, strict=True):
+            await self._heed(addition, verdict)
+        if not self._new:
+            self._all_written.set()
+
+    def _addition(self, tape: Tape) -> Addition:
+        first = max(tape.last, tape.num_dropped) + 1
+        items = [*tape.entries[first - 1 - tape.num_dropped :]]
+        state = state_of(tape)
+        if state == self._states.get(tape.id):
+            state = b""
+        return Addition(tape, first, [*items, tape.end] if tape.end else items, state)
+
+    async def _heed(self, addition: Addition, verdict: Verdict) -> None:
+        tape = addition.tape
+        if verdict == FENCED:
+            self._lose(tape)
+        elif verdict == MISSING:
+            await self._restore(tape)
+        else:
+            if addition.state:
+                self._states[tape.id] = addition.state
+            tape.show(addition.last)
+            if addition.ended:
+                self._forget(tape.id)
+
+    def _forget(self, tape_id: str) -> None:
+        self._plans.pop(tape_id, None)
+        self._states.pop(tape_id, None)
+
+    def _lose(self, tape: Tape) -> None:
+        """Another replica has taken this one for dead: its readers here follow that from now on."""
+        logger.warning("tape %s is written by another replica now", tape.id)
+        readers = self._writer.disown(tape)
+        tape.retract()
+        self._forget(tape.id)
+        self._new.pop(tape.id, None)
+        copy = self._copies[tape.id] = _Copy(tape, "", readers)
+        if readers:
+            self._in_order(copy, lambda: self._log.tell_writer("join", tape.id, readers))
+        self._spawn(self._log.wake)
+
+    async def _restore(self, tape: Tape) -> None:
+        """Redis has come back without it: write all that there is anew."""
+        if plan := self._plans.get(tape.id):
+            logger.warning("tape %s was lost by Redis; writing it anew", tape.id)
+            await self._log.put(tape.id, plan)
+            self._states.pop(tape.id, None)
+            tape.last = tape.num_dropped
+            self.wrote(tape)
+
+    # ---- reading what others write
+
+    def _copy(self, tape_id: str, stored: Stored) -> Tape:
+        """What Redis has of a tape. It is followed until its end."""
+        tape = self._as_stored(tape_id, stored)
+        self.shelf.add(tape)
+        if tape.end:
+            self.shelf.finished(tape)
+        else:
+            self._copies[tape_id] = _Copy(tape, stored.writer)
+            self._spawn(self._log.wake)
+        return tape
+
+    def _as_stored(self, tape_id: str, stored: Stored) -> Tape:
+        plan = stored.plan
+        began = time.monotonic() - max(0.0, time.time() - plan.created)
+        tape = Tape(
+            tape_id,
+            plan.choices(),
+            self._max_tape_size,
+            owner=plan.owner,
+            claim=plan.claim,
+            origin=plan.origin,
+            created=plan.created,
+            began=began,
+            num_dropped=stored.first - 1,
+            last=stored.first - 1,
+            queue_ms=stored.queue_ms,
+            _first=None if stored.ttft_ms is None else began + stored.ttft_ms / 1000,
+        )
+        tape.extend(stored.items)
+        return tape
+
+    async def _read(self) -> None:
+        followed = {tape_id: copy.tape.last for tape_id, copy in self._copies.items()}
+        told, news = await self._log.news(followed)
+        for tape_id, items in news.items():
+            if copy := self._copies.get(tape_id):
+                copy.tape.extend(items)
+                if copy.tape.end:
+                    del self._copies[tape_id]
+                    self.shelf.finished(copy.tape)
+        for message in told:
+            self._obey(message)
+
+    def _obey(self, told: Told) -> None:
+        tape = self.shelf.get(told.tape_id)
+        if tape is None or tape.id in self._copies:
+            return
+        guest = (told.sender, tape.id)
+        match told.what:
+            case "join":
+                self._guests[guest] += 1
+                self._writer.join(tape)
+            case "leave" if self._guests[guest] > 0:
+                self._guests[guest] -= 1
+                self._writer.leave(tape)
+            case "cancel":
+                self._writer.cancel(tape.id)
+
+    # ---- living, and inheriting
+
+    async def _live(self) -> None:
+        """Beat, and take what the dead have left."""
+        replicas = await self._log.beat()
+        dead = [name for name, lives in replicas.items() if not lives]
+        self._others = sum(replicas.values()) > 1
+        # After an outage nobody has beaten for a while, and all look dead.
+        if time.monotonic() - self._up_since > LEASE:
+            for replica in dead:
+                await self._inherit_from(replica)
+        await asyncio.sleep(_BEAT)
+
+    async def _inherit_from(self, dead: str) -> None:
+        for (replica, tape_id), count in list(self._guests.items()):
+            if replica == dead and (tape := self.shelf.get(tape_id)):
+                for _ in range(count):
+                    self._writer.leave(tape)
+                del self._guests[replica, tape_id]
+        for copy in self._copies.values():
+            if copy.writer == dead:
+                copy.tape.announce(Recovering())
+        while inherited := await self._log.inherit(dead):
+            if stored := await self._log.load(inherited):
+                logger.info("going on with tape %s of a replica that has gone", inherited)
+                self._adopt(inherited, stored)
+
+    def _adopt(self, tape_id: str, stored: Stored) -> None:
+        copy = self._copies.pop(tape_id, None)
+        tape = copy.tape if copy else self._as_stored(tape_id, stored)
+        if copy:
+            tape.extend(stored.items[tape.last - stored.first + 1 :])
+        else:
+            self.shelf.add(tape)
+        tape.choices = stored.choices
+        tape.confirms = True
+        self._plans[tape_id] = stored.plan
+        own = copy.readers if copy else 0
+        for replica, count in stored.readers.items():
+            if replica != self._log.replica and count > 0:
+                self._guests[replica, tape_id] = count
+        guests = sum(count for (_, guest), count in self._guests.items() if guest == tape_id)
+        self._writer.adopt(tape, stored.plan, own + guests)
+
+    # ---- while Redis cannot be reached
+
+    async def _forever(self, turn: Callable[[], Awaitable[None]]) -> None:
+        """One turn after the other, with a pause after one that has failed."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                await turn()
+                self._is_up()
+                pause = _FIRST_PAUSE
+            except (RedisError, OSError) as error:
+                self._is_down(error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            except Exception:
+                logger.exception("an error of ours; going on")
+                await asyncio.sleep(_LONGEST_PAUSE)
+
+    def _is_down(self, error: Exception) -> None:
+        if self._down_since is None:
+            self._down_since = time.monotonic()
+            logger.error("Redis cannot be reached (%s); streams wait for it", error)
+
+    def _is_up(self) -> None:
+        if self._down_since is not None:
+            logger.info("Redis is back after %.1f s", time.monotonic() - self._down_since)
+            self._down_since = None
+            self._up_since = time.monotonic()
+
+    async def _soon(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What Redis answers. Raises APIError 503 when it does not for too long."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return await ask()
+            except (RedisError, OSError) as error:
+                self._is_down(error)
+                if time.monotonic() > deadline:
+                    raise _out_of_reach() from None
+                await asyncio.sleep(_FIRST_PAUSE)
+
+    def _in_order(self, copy: "_Copy", tell: Callable[[], Awaitable[None]]) -> None:
+        """What concerns one tape reaches its writer in the order in which it was said."""
+
+        async def after_the_last() -> None:
+            async with copy.turn:
+                await self._at_last(tell)
+
+        self._spawn(after_the_last)
+
+    async def _at_last(self, tell: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                return await tell()
+            except (RedisError, OSError) as error:
+                self._is_down(error)
+                await asyncio.sleep(_LONGEST_PAUSE)
+
+    def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.create_task(work())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+class _Copy:
+    """A tape that another replica writes, and how many read it here."""
+
+    def __init__(self, tape: Tape, writer: str, readers: int = 0) -> None:
+        self.tape = tape
+        self.writer = writer
+        self.readers = readers
+        self.turn = asyncio.Lock()
+
+
+def _out_of_reach() -> APIError:
+    return try_later(503, "tapes cannot be kept: Redis is out of reach", code="store_unreachable")
