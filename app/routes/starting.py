@@ -46,6 +46,7 @@ async def _begun(
     on_disconnect: OnDisconnect | None,
     origin: object,
 ) -> Tape:
+    """As `start`, which notes the tape for the request's line in the log."""
     fields = ask.fields
     claim = Claim(f"{caller.owner}:{key}", _digest(fields)) if key else None
     if claim and (tape := services.registry.claimed(claim)):
