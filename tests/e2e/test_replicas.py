@@ -211,6 +211,7 @@ async def test_a_replica_is_killed_and_the_other_goes_on(mortal: Replicas) -> No
         assert disturbed.done["usage"]["completion_tokens"] == LONG
 
 
+@pytest.mark.long
 async def test_several_choices_survive_their_replica(mortal: Replicas) -> None:
     here, there = mortal.http
     model = (await here.get("/v1/models")).json()["data"][0]["id"]
@@ -230,6 +231,7 @@ async def test_several_choices_survive_their_replica(mortal: Replicas) -> None:
     assert texts == [choice["text"] for choice in calm]
 
 
+@pytest.mark.long
 async def test_a_replica_that_was_taken_for_dead_steps_back(mortal: Replicas) -> None:
     """It stands still for longer than its lease, and its streams go on as the other writes them."""
     here, _ = mortal.http
@@ -260,7 +262,11 @@ async def test_rolling_update(mortal: Replicas) -> None:
     assert reading.token_ids == calm.token_ids
 
 
-@pytest.mark.parametrize("empty", [False, True], ids=["as it was", "without its data"])
+@pytest.mark.parametrize(
+    "empty",
+    [False, pytest.param(True, marks=pytest.mark.long)],
+    ids=["as it was", "without its data"],
+)
 async def test_redis_goes_and_comes_back(model: Path, tmp_path: Path, *, empty: bool) -> None:
     """Streams pause and go on; what begins meanwhile is told to come back."""
     with redis(tmp_path) as store:
