@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import errors, openapi
 from app.admission import Admission
+from app.dash import Dash
 from app.engine_link import EngineLink, configuration
 from app.hosts import HostCheck, own_names
 from app.limits import Limits, parse_rates
@@ -23,6 +24,7 @@ from app.requests import Requests
 from app.routes import (
     chat,
     completions,
+    dash,
     generate,
     models,
     ops,
@@ -76,12 +78,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         link = EngineLink(configuration(settings, path), settings.engine_timeout)
         await link.start()
         recovery = Recovery(link)
-        observers: list[Observer] = [metrics, TapeLog()]
+        dashboard = Dash(metrics, link)
+        observers: list[Observer] = [metrics, dashboard, TapeLog()]
         if tracing:
             observers.append(tracing)
         registry = Registry(recovery, store, settings.max_tape_memory, observers)
         await store.start(registry)
         metrics.watch(link, recovery, registry)
+        dashboard.look_at(registry)
+        dashboard.start()
         long_texts = LongTexts(path)
         admission = Admission(
             tokenizer=tokenizer,
@@ -103,6 +108,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             api_keys=api_keys,
             limits=limits,
             metrics=metrics,
+            dash=dashboard,
             tracing=tracing,
             started=now,
         )
@@ -111,6 +117,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             registry.close()
             await store.flush()
+            await dashboard.stop()
             await long_texts.stop()
             await link.stop()
             await store.stop()
@@ -129,7 +136,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     errors.install(app)
     openapi.install(app)
-    for module in (generate, tapes, completions, chat, responses, models, tokenize, ops, page):
+    for module in (
+        generate,
+        tapes,
+        completions,
+        chat,
+        responses,
+        models,
+        tokenize,
+        ops,
+        dash,
+        page,
+    ):
         app.include_router(module.router)
     app.mount("/static", page.Files(directory=page.STATIC), name="static")
     _admit_pages(app, settings)

@@ -112,6 +112,11 @@ class Metrics(Observer, Collector):
         """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
+    @property
+    def generation_tokens(self) -> int:
+        """How many tokens there have been."""
+        return self._generation_tokens
+
     # ---- tapes
 
     def began(self, tape: Tape) -> None:

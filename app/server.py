@@ -82,6 +82,7 @@ class Server(uvicorn.Server):
         await self._wait_for_tapes(services)
         services.registry.close()
         await services.registry.store.flush()
+        services.dash.close()
         await super().shutdown(sockets)
         # uvicorn would raise the signal again, and the exit code would not be 0.
         self._captured_signals.clear()

@@ -8,6 +8,7 @@ from fastapi.security import HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 
 from app.admission import Admission
+from app.dash import Dash
 from app.engine_link import EngineLink
 from app.limits import Limits
 from app.metrics import Metrics
@@ -28,6 +29,7 @@ class Services:
     api_keys: ApiKeys
     limits: Limits
     metrics: Metrics
+    dash: Dash
     tracing: Tracing | None
     started: int  # seconds since 1970
 

@@ -13,7 +13,7 @@ Three things are done here on purpose:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
@@ -94,7 +94,46 @@ class SendWatch:
             self._timer = self._loop.call_at(due, self._look)
 
 
-class TapeResponse(EventSourceResponse):
+class Stream(EventSourceResponse):
+    """Frames as they come, for a reader that is cut off when it takes none for `send_timeout`.
+
+    Where they come often, there is no need for `ping`: 0 is none.
+    """
+
+    def __init__(
+        self,
+        frames: AsyncIterator[bytes],
+        *,
+        send_timeout: float,
+        headers: Mapping[str, str] | None = None,
+        ping: float = 0,
+        ping_message: Callable[[], bytes] | None = None,
+    ) -> None:
+        self._watch = SendWatch(send_timeout)
+        super().__init__(
+            frames,
+            headers=headers,
+            sep="\n",
+            ping=ping,
+            ping_message_factory=ping_message,  # type: ignore[arg-type]
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with self._watch:
+                await super().__call__(scope, receive, partial(self._watch.send, send))
+        except TimeoutError:
+            self._was_cut()
+
+    def _was_cut(self) -> None:
+        logger.info("one who watched took nothing and was cut off")
+
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """In place of sse-starlette's cancel scope: `send` is watched already."""
+        await send(message)
+
+
+class TapeResponse(Stream):
     """One reader of one tape, to the terminal entry: from the start, or on from after an entry."""
 
     def __init__(
@@ -112,13 +151,12 @@ class TapeResponse(EventSourceResponse):
         self._tape = tape
         self._resumes = after is not None
         self._metrics = metrics
-        self._watch = SendWatch(send_timeout)
         super().__init__(
             _stream(tape, after or 0, dialect, metrics, known=tape.last),
+            send_timeout=send_timeout,
             headers={"X-Tape": tape.id, "Content-Location": f"/v1/tapes/{tape.id}"},
-            sep="\n",
             ping=ping_interval,
-            ping_message_factory=lambda: dialect.heartbeat(tape),  # type: ignore[arg-type,return-value]
+            ping_message=lambda: dialect.heartbeat(tape),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -127,17 +165,13 @@ class TapeResponse(EventSourceResponse):
             self._tape.resumes += 1
             self._metrics.resumed()
         try:
-            async with self._watch:
-                await super().__call__(scope, receive, partial(self._watch.send, send))
-        except TimeoutError:
-            logger.info("a reader of tape %s took nothing and was cut off", self._tape.id)
-            self._metrics.cut()
+            await super().__call__(scope, receive, send)
         finally:
             self._registry.detach(self._tape)
 
-    async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """In place of sse-starlette's cancel scope: `send` is watched already."""
-        await send(message)
+    def _was_cut(self) -> None:
+        logger.info("a reader of tape %s took nothing and was cut off", self._tape.id)
+        self._metrics.cut()
 
 
 async def _stream(

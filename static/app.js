@@ -1,6 +1,7 @@
 // The page: wires the form, the tape and the display together. At most one tape is read at a time.
 
 import * as controls from "/static/controls.js";
+import { figure, NONE } from "/static/figures.js";
 import { askForKey } from "/static/key.js";
 import { Meter } from "/static/meter.js";
 import { Printer } from "/static/printer.js";
@@ -10,7 +11,6 @@ import * as tape from "/static/tape.js";
 import { Ticker } from "/static/ticker.js";
 
 const KEY = "tickertape.tape";
-const NONE = "–";
 const ENDINGS = {
   stop: "Finished: the model ended the text.",
   length: "Finished: the length was reached.",
@@ -276,10 +276,6 @@ function element(tag, text) {
   const made = document.createElement(tag);
   made.textContent = text;
   return made;
-}
-
-function figure(value, digits = 0) {
-  return Number.isFinite(value) ? value.toFixed(digits) : NONE;
 }
 
 async function copy() {

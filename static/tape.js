@@ -1,20 +1,11 @@
 // The connection to a tape: start one, read it, cancel it. Knows the wire and nothing of the page.
 
-import { authorization } from "/static/key.js";
+import { ask, ServerError } from "/static/ask.js";
 import { eventsOf } from "/static/stream.js";
 
 // The first four tries fall within the ten seconds that the server keeps a generation nobody reads.
 const FIRST_RETRY_MS = 500;
 const LONGEST_RETRY_MS = 8000;
-
-export class ServerError extends Error {
-  constructor(response, { message, param } = {}) {
-    super(message ?? `The server answered ${response.status}.`);
-    this.status = response.status;
-    this.param = param ?? null;
-    this.retryAfter = Number(response.headers.get("Retry-After")) || null;
-  }
-}
 
 export async function start(body) {
   const response = await ask("/v1/tapes", {
@@ -101,19 +92,4 @@ async function readOnce(location, reader, on, signal) {
 /** An event id is `<tape>:<n>`; n is the last entry the frame carries. */
 function entryOf(id) {
   return Number(id.split(":").pop());
-}
-
-async function ask(url, { headers, ...options } = {}) {
-  const response = await reach(url, { ...options, headers: { ...headers, ...authorization() } });
-  if (response.ok) return response;
-  const body = await response.json().catch(() => ({}));
-  throw new ServerError(response, body.error);
-}
-
-async function reach(url, options) {
-  try {
-    return await fetch(url, options);
-  } catch {
-    throw new Error("The server cannot be reached.");
-  }
 }

@@ -15,8 +15,7 @@ class Proxy:
     """
 
     def __init__(self, target: str, cut_after: float | None = None) -> None:
-        parts = urlsplit(target)
-        self._target = parts.hostname, parts.port
+        self.lead_to(target)
         self._cut_after = cut_after
         self._open: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
@@ -32,6 +31,11 @@ class Proxy:
         self._server.close()
         self.cut()
         await asyncio.gather(*self._connections)
+
+    def lead_to(self, target: str) -> None:
+        """From now on connect to this one."""
+        parts = urlsplit(target)
+        self._target = parts.hostname, parts.port
 
     def cut(self) -> None:
         """Reset every connection, on both sides."""

@@ -1,6 +1,7 @@
-"""The typing page at /, and the API's documentation at /docs, both without any CDN.
+"""The typing page at /, the operations page at /dash, and the API's documentation at /docs.
 
-A browser is told to load, run and connect to nothing but this server, whatever the page shows.
+No CDN is needed. A browser is told to load, run and connect to nothing but this server, whatever
+the page shows.
 """
 
 import hashlib
@@ -41,6 +42,11 @@ class Files(StaticFiles):
 @router.get("/")
 async def index() -> Response:
     return FileResponse(STATIC / "index.html", headers=_HEADERS)
+
+
+@router.get("/dash")
+async def dash() -> Response:
+    return FileResponse(STATIC / "dash.html", headers=_HEADERS)
 
 
 @router.get("/docs")

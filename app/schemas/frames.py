@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from app.schemas.dash import EndEvent, HistoryEvent, SampleEvent
 from app.schemas.native import ErrorBody, ErrorDetail, Gap, Logprob, Timings, Usage
 from app.schemas.openai_answers import ChatChunk, CompletionChunk, ResponseEvent
 from model.messages import FinishReason
@@ -45,10 +46,15 @@ _FRAMES: dict[str, type[BaseModel]] = {
     "gap": Gap,
     "done": DoneFrame,
 }
+_DASH: dict[str, type[BaseModel]] = {
+    "history": HistoryEvent,
+    "sample": SampleEvent,
+    "end": EndEvent,
+}
 _CHUNKS: tuple[type[BaseModel], ...] = (CompletionChunk, ChatChunk, ResponseEvent, ErrorBody)
 
 _REFS, _TOGETHER = models_json_schema(
-    [(model, "serialization") for model in (*_FRAMES.values(), *_CHUNKS)],
+    [(model, "serialization") for model in (*_FRAMES.values(), *_DASH.values(), *_CHUNKS)],
     ref_template="#/components/schemas/frame.{model}",
 )
 DEFINITIONS: dict[str, Object] = {
@@ -80,7 +86,12 @@ def _openai(chunk: type[BaseModel]) -> Object:
     )
 
 
-NATIVE = _content(*(_event(_json(model), event={"const": e}) for e, model in _FRAMES.items()))
+def _named(models: dict[str, type[BaseModel]]) -> Object:
+    return _content(*(_event(_json(model), event={"const": e}) for e, model in models.items()))
+
+
+NATIVE = _named(_FRAMES)
+DASH = _named(_DASH)
 COMPLETION = _openai(CompletionChunk)
 CHAT = _openai(ChatChunk)
 RESPONSE = _openai(ResponseEvent)

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -70,6 +70,16 @@ class Registry:
     num_abandoned: int = 0
     turnover: Turnover = field(default_factory=Turnover)
     _recordings: dict[str, _Recording] = field(default_factory=dict)
+    _listeners: list[Observer] = field(init=False)  # those for whom tokens are something
+
+    def __post_init__(self) -> None:
+        self._listeners = [one for one in self.observers if type(one).token is not Observer.token]
+
+    @property
+    def running(self) -> Iterator[tuple[Tape, int]]:
+        """The tapes that are written here, oldest first, and how many read each."""
+        for recording in self._recordings.values():
+            yield recording.tape, recording.readers
 
     @property
     def num_active(self) -> int:
@@ -159,7 +169,7 @@ class Registry:
         try:
             tape.record(event, index)
             if isinstance(event, Token):
-                for observer in self.observers:
+                for observer in self._listeners:
                     observer.token(tape, tape.choices[index])
         except Exception:
             logger.exception("recording tape %s failed", tape.id)

@@ -145,7 +145,7 @@ async def test_pages_that_are_named_may(http: httpx.AsyncClient) -> None:
     assert "Access-Control-Allow-Origin" not in evil.headers
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js", "/static/style.css"])
+@pytest.mark.parametrize("path", ["/", "/dash", "/docs", "/static/app.js", "/static/style.css"])
 async def test_pages_load_and_run_nothing_of_others(plain: httpx.AsyncClient, path: str) -> None:
     headers = (await plain.get(path)).headers
     policy = headers["Content-Security-Policy"]

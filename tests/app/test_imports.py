@@ -22,7 +22,7 @@ FLOORS = [
     ["app.requests"],
     ["app.services"],
     ["app.admission", "app.security", "app.limits", "app.hosts"],
-    ["app.sse"],
+    ["app.sse", "app.dash"],
     ["app.metrics", "app.logs", "app.tracing"],
     ["app.dialects"],
     ["app.tapes"],

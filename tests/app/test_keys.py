@@ -21,7 +21,8 @@ ALICE, BOB = "alice's key", "bob-ключ"
 BODY: dict[str, Any] = {"prompt": "x" * 100, "max_length": 5, "ignore_eos": True}
 
 # What everybody may see.
-OPEN = {"/", "/docs", "/openapi.json", "/static", "/health", "/ready", "/metrics", "/version"}
+OPEN = {"/", "/dash", "/docs", "/openapi.json", "/static"}
+OPEN |= {"/health", "/ready", "/metrics", "/version"}
 
 
 @pytest.fixture(scope="module")

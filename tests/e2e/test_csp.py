@@ -44,6 +44,15 @@ async def test_the_page_works(watched: Page, server: RunningServer) -> None:
     await expect_state(watched, "done")
 
 
+async def test_the_operations_page_works(watched: Page, server: RunningServer) -> None:
+    """uPlot's styles, too."""
+    await watched.goto(f"{server.url}/dash")
+    await watched.click("#theme")
+    await watched.locator("#summary summary").click()
+    await expect(watched.locator("#state")).to_contain_text("engine ready")
+    await expect(watched.locator(".u-wrap canvas")).to_have_count(6)
+
+
 async def test_the_reference_works(watched: Page, server: RunningServer) -> None:
     await watched.goto(f"{server.url}/docs")
     health = watched.locator("#operations-operation-health")
@@ -56,7 +65,7 @@ async def test_the_reference_works(watched: Page, server: RunningServer) -> None
 async def test_what_somebody_smuggles_in_does_not_run(page: Page, server: RunningServer) -> None:
     """The negative control."""
     await page.add_init_script(NOTE_VIOLATIONS)
-    for path in ("/", "/docs"):
+    for path in ("/", "/dash", "/docs"):
         await page.goto(server.url + path)
         await page.evaluate(
             """() => {

@@ -1,0 +1,33 @@
+"""GET /v1/dash: what the operations page shows, as a stream of its own."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from app.routes.answers import refusals
+from app.routes.body import StrictRoute
+from app.schemas import frames
+from app.services import CallerDep, ServicesDep
+from app.sse import Stream
+
+router = APIRouter(prefix="/v1/dash", route_class=StrictRoute, tags=["operation"])
+
+
+@router.get(
+    "",
+    response_class=Response,
+    operation_id="watch",
+    responses={200: {"content": frames.DASH}, **refusals(422)},
+)
+async def watch(
+    services: ServicesDep,
+    caller: CallerDep,
+    samples: Annotated[
+        int | None, Query(ge=1, le=10, description="End after so many; without it, never.")
+    ] = None,
+) -> Response:
+    """The last ten minutes, then once a second how the server does, and the caller's tapes."""
+    return Stream(
+        services.dash.watch(caller.owner, samples), send_timeout=services.settings.send_timeout
+    )
