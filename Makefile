@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast soak faults fuzz check format bench clean
+.PHONY: help setup run test test-long test-fast soak faults fuzz check format bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,8 +21,11 @@ run: $(VENV)/.run ## serve on HOST:PORT (127.0.0.1:8000) the MODEL (smollm2-135m
 	@$(BIN)/tickertape serve $(FLAGS) $(ARGS)
 
 test: $(VENV)/.test ## all tests: about 11 minutes on two slow cores
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(ARGS)
-	@$(BIN)/pytest -m alone $(ARGS)
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone and not long" $(ARGS)
+	@$(BIN)/pytest -m "alone and not long" $(ARGS)
+
+test-long: $(VENV)/.test ## the tests that take longest, a quarter of an hour
+	@$(BIN)/pytest -m long -s $(ARGS)
 
 test-fast: $(VENV)/.test ## the tests that need neither a server nor a browser
 	@$(BIN)/pytest tests/model --ignore tests/model/test_correctness.py $(ARGS)

@@ -70,13 +70,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     chat_template = _chat_template(checkpoint, tokenizer)
     max_model_len = settings.max_model_len or checkpoint.config.max_model_len
     metrics = Metrics(model_name, max_model_len)
+    store = _store(settings)
     tracing = Tracing(settings.otlp_endpoint, model_name) if settings.otlp_endpoint else None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         link = EngineLink(configuration(settings, path), settings.engine_timeout)
         await link.start()
-        store = _store(settings)
         recovery = Recovery(link)
         dashboard = Dash(metrics, link)
         observers: list[Observer] = [metrics, dashboard, TapeLog()]
@@ -179,11 +179,22 @@ def _store(settings: Settings) -> TapeStore:
     shelf = Shelf(ttl=settings.tape_ttl, budget=settings.tape_memory)
     if settings.tapes == "memory":
         return MemoryStore(shelf)
-    from app.tapes.redis import RedisStore  # an extra
+    try:
+        from app.tapes.redis import RedisStore
+    except ImportError:
+        raise SettingsError(
+            "--tapes (or TICKERTAPE_TAPES) needs a package for Redis; install it with "
+            "pip install 'tickertape[redis]', or leave the option out"
+        ) from None
 
-    return RedisStore(
-        settings.tapes, shelf, ttl=settings.tape_ttl, max_tape_size=settings.max_tape_memory
-    )
+    try:
+        return RedisStore(
+            settings.tapes, shelf, ttl=settings.tape_ttl, max_tape_size=settings.max_tape_memory
+        )
+    except ValueError as error:
+        raise SettingsError(
+            f"--tapes (or TICKERTAPE_TAPES): {error}; give a URL such as redis://127.0.0.1:6379/0"
+        ) from None
 
 
 def _limits(settings: Settings) -> Limits:

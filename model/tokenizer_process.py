@@ -1,7 +1,7 @@
-"""The tokenizer alone: `python -m model.tokenizer_process MODEL`, for texts that take long.
+"""The tokenizer alone: `python -m model.tokenizer_process MODEL FD`, for texts that take long.
 
-Frames of messages.py come in on stdin, a LongText each; the answer to each is a frame of token
-ids, 32 bits each. When stdin closes, the process is gone.
+Frames of messages.py come in on the socket FD, a LongText each; the answer to each is a frame of
+token ids, 32 bits each. When the other end closes, the process is gone.
 
 A process and no thread, because this one leaves the processor to whoever wants it: a thread that
 does so keeps the interpreter lock while it waits.
@@ -10,32 +10,31 @@ does so keeps the interpreter lock while it waits.
 import contextlib
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from model.loading.checkpoint import open_checkpoint
-from model.messages import LENGTH, id_array, long_text_decoder
+from model.messages import LENGTH, Unpacker, id_array, long_text_decoder
 from model.tokenizer import Tokenizer
 
 _NICEST: Final = 19
 
 
-def serve(tokenizer: Tokenizer, texts: BinaryIO, ids: BinaryIO) -> None:
+def serve(tokenizer: Tokenizer, peer: socket.socket) -> None:
     """One text after the other, until no more come."""
-    while head := texts.read(LENGTH.size):
-        (length,) = LENGTH.unpack(head)
-        asked = long_text_decoder.decode(texts.read(length))
-        answer = id_array(
-            tokenizer.encode(
+    unpacker = Unpacker()
+    while data := peer.recv(1 << 20):
+        for body in unpacker.feed(data):
+            asked = long_text_decoder.decode(body)
+            ids = tokenizer.encode(
                 asked.text,
                 add_special_tokens=asked.add_special_tokens,
                 parse_special=asked.parse_special,
             )
-        ).tobytes()
-        ids.write(LENGTH.pack(len(answer)))
-        ids.write(answer)
-        ids.flush()
+            answer = id_array(ids).tobytes()
+            peer.sendall(LENGTH.pack(len(answer)) + answer)
 
 
 def _step_back() -> None:
@@ -47,14 +46,14 @@ def _step_back() -> None:
             os.nice(_NICEST)
 
 
-def main(model: Path) -> None:
-    # A signal to the whole group is the API process's to handle: its pipe closes when it is done.
+def main(model: Path, fd: int) -> None:
+    # A signal to the whole group is the API process's to handle: it closes the socket when done.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _step_back()
-    with contextlib.suppress(BrokenPipeError):
-        serve(open_checkpoint(model).tokenizer(), sys.stdin.buffer, sys.stdout.buffer)
+    with contextlib.suppress(ConnectionError):
+        serve(open_checkpoint(model).tokenizer(), socket.socket(fileno=fd))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

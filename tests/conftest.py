@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--fuzz", type=int, default=300, help="requests of tests/e2e/test_fuzz.py")
     parser.addoption(
-        "--generations", type=int, default=100, help="of tests/model/test_grammar.py, 50 schemas"
+        "--generations", type=int, default=50, help="of tests/model/test_grammar.py, 50 schemas"
     )
     parser.addoption("--kills", type=int, default=3, help="in a row, of tests/e2e/test_crashes.py")
 

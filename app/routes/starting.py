@@ -48,6 +48,7 @@ async def _begun(
     on_disconnect: OnDisconnect | None,
     origin: Mapping[str, Any] | None,
 ) -> Tape:
+    """As `start`, which notes the tape for the request's line in the log."""
     fields = ask.fields
     claim = Claim(f"{caller.owner}:{key}", _digest(fields)) if key else None
     if claim and (tape := await services.registry.claimed(claim)):

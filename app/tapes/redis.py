@@ -60,7 +60,7 @@ class RedisStore(TapeStore):
         self._all_written = asyncio.Event()
         self._all_written.set()
         self._copies: dict[str, _Copy] = {}
-        self._guests: Counter[tuple[str, str]] = Counter()  # readers here, by replica and tape
+        self._guests: dict[str, Counter[str]] = {}  # readers elsewhere, by tape and replica
         self._others = False
         self._down_since: float | None = None
         self._up_since = time.monotonic()
@@ -177,18 +177,19 @@ class RedisStore(TapeStore):
                 self._forget(tape.id)
 
     def _forget(self, tape_id: str) -> None:
-        self._plans.pop(tape_id, None)
-        self._states.pop(tape_id, None)
+        for known in (self._plans, self._states, self._guests):
+            known.pop(tape_id, None)
 
     def _lose(self, tape: Tape) -> None:
         """Another replica has taken this one for dead: its readers here follow that from now on."""
         logger.warning("tape %s is written by another replica now", tape.id)
-        readers = self._writer.disown(tape)
+        guests = self._guests.get(tape.id, Counter())
+        readers = self._writer.disown(tape) - guests.total()
         tape.retract()
         self._forget(tape.id)
         self._new.pop(tape.id, None)
         copy = self._copies[tape.id] = _Copy(tape, "", readers)
-        if readers:
+        if readers > 0:
             self._in_order(copy, lambda: self._log.tell_writer("join", tape.id, readers))
         self._spawn(self._log.wake)
 
@@ -248,15 +249,16 @@ class RedisStore(TapeStore):
 
     def _obey(self, told: Told) -> None:
         tape = self.shelf.get(told.tape_id)
-        if tape is None or tape.id in self._copies:
+        if tape is None or tape.id not in self._plans:
             return
-        guest = (told.sender, tape.id)
+        guests = self._guests.setdefault(tape.id, Counter())
         match told.what:
             case "join":
-                self._guests[guest] += 1
-                self._writer.join(tape)
-            case "leave" if self._guests[guest] > 0:
-                self._guests[guest] -= 1
+                guests[told.sender] += told.readers
+                for _ in range(told.readers):
+                    self._writer.join(tape)
+            case "leave" if guests[told.sender] > 0:
+                guests[told.sender] -= 1
                 self._writer.leave(tape)
             case "cancel":
                 self._writer.cancel(tape.id)
@@ -266,29 +268,32 @@ class RedisStore(TapeStore):
     async def _live(self) -> None:
         """Beat, and take what the dead have left."""
         replicas = await self._log.beat()
-        dead = [name for name, lives in replicas.items() if not lives]
-        self._others = sum(replicas.values()) > 1
+        alive = {name for name, lives in replicas.items() if lives}
+        self._others = len(alive) > 1
         # After an outage nobody has beaten for a while, and all look dead.
         if time.monotonic() - self._up_since > LEASE:
-            for replica in dead:
-                await self._inherit_from(replica)
+            for dead in replicas.keys() - alive:
+                self._see_off(dead)
+                await self._inherit_from(dead, alive)
         await asyncio.sleep(_BEAT)
 
-    async def _inherit_from(self, dead: str) -> None:
-        for (replica, tape_id), count in list(self._guests.items()):
-            if replica == dead and (tape := self.shelf.get(tape_id)):
-                for _ in range(count):
+    def _see_off(self, dead: str) -> None:
+        """Its readers have left; what it was writing will go on."""
+        for tape_id, guests in self._guests.items():
+            if tape := self.shelf.get(tape_id):
+                for _ in range(guests.pop(dead, 0)):
                     self._writer.leave(tape)
-                del self._guests[replica, tape_id]
         for copy in self._copies.values():
             if copy.writer == dead:
                 copy.tape.announce(Recovering())
+
+    async def _inherit_from(self, dead: str, alive: set[str]) -> None:
         while inherited := await self._log.inherit(dead):
             if stored := await self._log.load(inherited):
                 logger.info("going on with tape %s of a replica that has gone", inherited)
-                self._adopt(inherited, stored)
+                self._adopt(inherited, stored, alive)
 
-    def _adopt(self, tape_id: str, stored: Stored) -> None:
+    def _adopt(self, tape_id: str, stored: Stored, alive: set[str]) -> None:
         copy = self._copies.pop(tape_id, None)
         tape = copy.tape if copy else self._as_stored(tape_id, stored)
         if copy:
@@ -299,11 +304,10 @@ class RedisStore(TapeStore):
         tape.confirms = True
         self._plans[tape_id] = stored.plan
         own = copy.readers if copy else 0
-        for replica, count in stored.readers.items():
-            if replica != self._log.replica and count > 0:
-                self._guests[replica, tape_id] = count
-        guests = sum(count for (_, guest), count in self._guests.items() if guest == tape_id)
-        self._writer.adopt(tape, stored.plan, own + guests)
+        elsewhere = alive - {self._log.replica}
+        guests = Counter({name: stored.readers[name] for name in elsewhere & stored.readers.keys()})
+        self._guests[tape_id] = guests
+        self._writer.adopt(tape, stored.plan, own + guests.total())
 
     # ---- while Redis cannot be reached
 

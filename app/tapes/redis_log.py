@@ -88,7 +88,7 @@ if ARGV[4] ~= '0' then
   redis.call('HINCRBY', 'tickertape:readers:' .. ARGV[2], ARGV[3], ARGV[4])
 end
 redis.call('XADD', 'tickertape:inbox:' .. writer, 'MAXLEN', '~', ARGV[5], '*',
-  'what', ARGV[1], 'tape', ARGV[2], 'from', ARGV[3])
+  'what', ARGV[1], 'tape', ARGV[2], 'from', ARGV[3], 'readers', ARGV[4])
 """
 
 # ARGV: the dead, the heir. One tape at a time, so that all who live share them.
@@ -166,6 +166,7 @@ class Told:
     what: str
     tape_id: str
     sender: str
+    readers: int  # so many more
 
 
 class RedisLog:
@@ -249,7 +250,9 @@ class RedisLog:
 
     async def wake(self) -> None:
         """Let `news` return, to look at other tapes as well."""
-        await self._redis.xadd(_inbox(self.replica), {"what": "wake", "tape": "", "from": ""})
+        await self._redis.xadd(
+            _inbox(self.replica), {"what": "wake", "tape": "", "from": "", "readers": 0}
+        )
 
     async def news(
         self, followed: Mapping[str, int]
@@ -322,7 +325,12 @@ def _number(element_id: bytes) -> int:
 
 
 def _told(fields: Mapping[bytes, bytes]) -> Told:
-    return Told(fields[b"what"].decode(), fields[b"tape"].decode(), fields[b"from"].decode())
+    return Told(
+        fields[b"what"].decode(),
+        fields[b"tape"].decode(),
+        fields[b"from"].decode(),
+        int(fields[b"readers"]),
+    )
 
 
 def _element(item: Entry | End) -> bytes:

@@ -5,10 +5,10 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from model.messages import (
     Finished,
@@ -229,8 +229,11 @@ class Tape:
     @property
     def itl_p99_ms(self) -> float | None:
         """The latency between two tokens that 99 % of them stay below, or None before any."""
-        latencies = sorted(chain.from_iterable(choice.latencies for choice in self.choices))
-        return latencies[len(latencies) * 99 // 100] * 1000 if latencies else None
+        latencies = np.concatenate([np.asarray(choice.latencies) for choice in self.choices])
+        if not latencies.size:
+            return None
+        place = latencies.size * 99 // 100  # partitioned, not sorted: a tape may hold 100,000
+        return float(np.partition(latencies, place)[place]) * 1000
 
     def _decode_rate(self) -> float | None:
         """Tokens after the first, over the time that they took."""

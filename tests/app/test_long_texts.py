@@ -24,8 +24,8 @@ async def long_texts(model_path: Path) -> AsyncIterator[LongTexts]:
 
 
 def process_of(long_texts: LongTexts) -> asyncio.subprocess.Process:
-    assert long_texts._process
-    return long_texts._process
+    assert long_texts._worker
+    return long_texts._worker.process
 
 
 async def test_the_ids_are_those_of_the_tokenizer(
@@ -77,12 +77,12 @@ async def test_who_leaves_gets_nobody_elses_ids(
         os.kill(first, 0)
 
 
-async def test_it_goes_when_its_pipe_closes_and_not_for_a_signal(long_texts: LongTexts) -> None:
+async def test_it_goes_when_its_socket_closes_and_not_for_a_signal(long_texts: LongTexts) -> None:
     await long_texts.encode(LongText("x"))
     process = process_of(long_texts)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
     assert len(await long_texts.encode(LongText("x"))) == 1
-    assert process.stdin
-    process.stdin.close()
+    assert long_texts._worker
+    long_texts._worker.transport.close()
     assert await process.wait() == 0

@@ -9,8 +9,8 @@ from tests.deploy.tools import ROOT
 TEXT = (ROOT / "docs" / "operating.md").read_text()
 ROWS = dict(re.findall(r"^\| `(tickertape:\w+)` \| (\w+) \|", TEXT, re.MULTILINE))
 
-# Told of as what is still to come, and of other programs.
-NOT_OURS = {"--tapes", "--cpus", "--cpuset-cpus", "--stop-timeout"}
+# Of other programs.
+NOT_OURS = {"--cpus", "--cpuset-cpus", "--stop-timeout"}
 
 
 def test_every_metric_has_a_row() -> None:

@@ -108,6 +108,7 @@ async def test_killed_with_32_streams_running_all_end_as_if_nothing_had_been(
     )
 
 
+@pytest.mark.long
 async def test_kills_in_a_row_lose_nothing(
     own: RunningServer,
     http: httpx.AsyncClient,

@@ -191,6 +191,7 @@ async def test_a_tape_that_is_gone_leaves_a_clean_page(page: Page, server: Runni
     await expect_state(page, "done")
 
 
+@pytest.mark.long
 async def test_a_beginning_that_is_kept_no_longer_is_told_to_the_end(
     page: Page, tmp_path: Path
 ) -> None:
@@ -259,6 +260,7 @@ async def test_entries_that_come_again_are_not_typed_again(
     assert await text_of(page) == "1 2 3 4 5 "
 
 
+@pytest.mark.long
 async def test_a_proxy_that_answers_for_a_server_out_of_reach_is_asked_again(
     page: Page, server: RunningServer
 ) -> None:

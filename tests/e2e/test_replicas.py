@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,6 @@ from tests.answers import Reading, read_all, read_into, to_the_end, typing
 from tests.redis import Redis, redis
 from tests.server import RunningServer, read_stream, running
 from tests.tiny import CHAT_TEMPLATE, tiny_llama
-
-pytestmark = pytest.mark.alone
 
 STREAMS = 32
 LONG = 400
@@ -78,12 +76,30 @@ class Replicas:
         raise AssertionError("no replica has brought it to its end")
 
 
+@asynccontextmanager
+async def two(model: Path, store: Redis, folder: Path) -> AsyncIterator[Replicas]:
+    replicas = Replicas(model, store, folder)
+    try:
+        await asyncio.gather(replicas.add(), replicas.add())
+        yield replicas
+    finally:
+        await replicas.close()
+
+
+@pytest.fixture(scope="module")
+async def pair(
+    model: Path, store: Redis, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Replicas]:
+    """For tests that leave them as they are."""
+    async with two(model, store, tmp_path_factory.mktemp("pair")) as replicas:
+        yield replicas
+
+
 @pytest.fixture
-async def pair(model: Path, store: Redis, tmp_path: Path) -> AsyncIterator[Replicas]:
-    replicas = Replicas(model, store, tmp_path)
-    await asyncio.gather(replicas.add(), replicas.add())
-    yield replicas
-    await replicas.close()
+async def mortal(model: Path, store: Redis, tmp_path: Path) -> AsyncIterator[Replicas]:
+    """For tests that do not."""
+    async with two(model, store, tmp_path) as replicas:
+        yield replicas
 
 
 def body(seed: int, length: int = LONG) -> dict[str, Any]:
@@ -175,16 +191,16 @@ async def test_a_response_is_retrieved_and_continued_elsewhere(pair: Replicas) -
         assert second.previous_response_id == first.id
 
 
-async def test_a_replica_is_killed_and_the_other_goes_on(pair: Replicas) -> None:
+async def test_a_replica_is_killed_and_the_other_goes_on(mortal: Replicas) -> None:
     """Half of the readers lose their connection, the others do not notice."""
-    here, _ = pair.http
+    here, _ = mortal.http
     undisturbed = await asyncio.gather(*(read_all(here, body(n)) for n in range(STREAMS)))
     readings = [await begun(here, body(n)) for n in range(STREAMS)]
     reading = [
-        asyncio.create_task(pair.read(reading, n % 2, 1)) for n, reading in enumerate(readings)
+        asyncio.create_task(mortal.read(reading, n % 2, 1)) for n, reading in enumerate(readings)
     ]
     await has(readings[-1], 10)
-    pair.kill(0)
+    mortal.kill(0)
     began = time.monotonic()
     await asyncio.gather(*reading)
     print(f"all {STREAMS} ended {time.monotonic() - began:.1f} s after the kill")
@@ -195,8 +211,9 @@ async def test_a_replica_is_killed_and_the_other_goes_on(pair: Replicas) -> None
         assert disturbed.done["usage"]["completion_tokens"] == LONG
 
 
-async def test_several_choices_survive_their_replica(pair: Replicas) -> None:
-    here, there = pair.http
+@pytest.mark.long
+async def test_several_choices_survive_their_replica(mortal: Replicas) -> None:
+    here, there = mortal.http
     model = (await here.get("/v1/models")).json()["data"][0]["id"]
     fields = {"model": model, "prompt": "Three", "n": 3, "seed": 7, "max_tokens": LONG}
     calm = (await here.post("/v1/completions", json=fields)).json()["choices"]
@@ -204,7 +221,7 @@ async def test_several_choices_survive_their_replica(pair: Replicas) -> None:
     async with here.stream("POST", "/v1/completions", json=asked) as response:
         tape = response.headers["X-Tape"]
         await anext(response.aiter_text())
-        pair.kill(0)
+        mortal.kill(0)
     texts = ["", "", ""]
     async with there.stream("GET", f"/v1/tapes/{tape}") as response:
         async for frame in read_stream(response):
@@ -214,59 +231,62 @@ async def test_several_choices_survive_their_replica(pair: Replicas) -> None:
     assert texts == [choice["text"] for choice in calm]
 
 
-async def test_a_replica_that_was_taken_for_dead_steps_back(pair: Replicas) -> None:
+@pytest.mark.long
+async def test_a_replica_that_was_taken_for_dead_steps_back(mortal: Replicas) -> None:
     """It stands still for longer than its lease, and its streams go on as the other writes them."""
-    here, _ = pair.http
+    here, _ = mortal.http
     calm = await read_all(here, body(8))
     async with typing(here, body(8)) as (reading, frames):
         elsewhere = Reading(tape=reading.tape)
-        follower = asyncio.create_task(pair.read(elsewhere, 1))
+        follower = asyncio.create_task(mortal.read(elsewhere, 1))
         await has(elsewhere, 5)
-        os.kill(pair.servers[0].process.pid, signal.SIGSTOP)
+        os.kill(mortal.servers[0].process.pid, signal.SIGSTOP)
         await follower
-        os.kill(pair.servers[0].process.pid, signal.SIGCONT)
+        os.kill(mortal.servers[0].process.pid, signal.SIGCONT)
         await to_the_end(reading, frames)
     assert elsewhere.token_ids == reading.token_ids == calm.token_ids
-    await pair.servers[0].health_becomes(5, running=0, paused=0, kv_blocks_used=0)
+    await mortal.servers[0].health_becomes(5, running=0, paused=0, kv_blocks_used=0)
 
 
-async def test_rolling_update(pair: Replicas) -> None:
+async def test_rolling_update(mortal: Replicas) -> None:
     """One after the other is replaced; a client that resumes has its whole answer."""
-    calm = await read_all(pair.http[0], body(9))
-    reading = await begun(pair.http[0], body(9))
-    task = asyncio.create_task(pair.read(reading, 0, 1, 2))
+    calm = await read_all(mortal.http[0], body(9))
+    reading = await begun(mortal.http[0], body(9))
+    task = asyncio.create_task(mortal.read(reading, 0, 1, 2))
     await has(reading, 5)
-    await pair.add()
+    await mortal.add()
     for number in (0, 1):
-        pair.servers[number].process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(pair.servers[number].process.wait, 20) == 0
+        mortal.servers[number].process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(mortal.servers[number].process.wait, 20) == 0
     await task
     assert reading.token_ids == calm.token_ids
 
 
-@pytest.mark.parametrize("empty", [False, True], ids=["as it was", "without its data"])
+@pytest.mark.parametrize(
+    "empty",
+    [False, pytest.param(True, marks=pytest.mark.long)],
+    ids=["as it was", "without its data"],
+)
 async def test_redis_goes_and_comes_back(model: Path, tmp_path: Path, *, empty: bool) -> None:
     """Streams pause and go on; what begins meanwhile is told to come back."""
     with redis(tmp_path) as store:
-        replicas = Replicas(model, store, tmp_path)
-        await asyncio.gather(replicas.add(), replicas.add())
-        http = replicas.http[0]
-        calm = await asyncio.gather(*(read_all(http, body(n)) for n in range(8)))
-        readings = [Reading() for _ in range(8)]
-        tasks = [
-            asyncio.create_task(read_into(reading, http, body(n)))
-            for n, reading in enumerate(readings)
-        ]
-        await has(readings[-1], 10)
-        await asyncio.to_thread(store.stop)
-        refused = await http.post("/generate", json=body(0))
-        assert refused.status_code == 503
-        assert "Retry-After" in refused.headers
-        assert (await http.get("/ready")).status_code == 503
-        store.start(empty=empty)
-        await asyncio.gather(*tasks)
-        assert [reading.token_ids for reading in readings] == [r.token_ids for r in calm]
-        async with Client(replicas.servers[1].url) as client:
-            later = [event async for event in client.generate("x", max_length=3)]
-        assert later
-        await replicas.close()
+        async with two(model, store, tmp_path) as replicas:
+            http = replicas.http[0]
+            calm = await asyncio.gather(*(read_all(http, body(n)) for n in range(8)))
+            readings = [Reading() for _ in range(8)]
+            tasks = [
+                asyncio.create_task(read_into(reading, http, body(n)))
+                for n, reading in enumerate(readings)
+            ]
+            await has(readings[-1], 10)
+            await asyncio.to_thread(store.stop)
+            refused = await http.post("/generate", json=body(0))
+            assert refused.status_code == 503
+            assert "Retry-After" in refused.headers
+            assert (await http.get("/ready")).status_code == 503
+            store.start(empty=empty)
+            await asyncio.gather(*tasks)
+            assert [reading.token_ids for reading in readings] == [r.token_ids for r in calm]
+            async with Client(replicas.servers[1].url) as client:
+                later = [event async for event in client.generate("x", max_length=3)]
+            assert later

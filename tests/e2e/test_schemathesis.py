@@ -71,6 +71,7 @@ def schemathesis(server: RunningServer, folder: Path, *flags: str) -> str:
     return report
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("server", [False, True], indirect=True, ids=["open", "locked"])
 def test_the_document_is_true(

@@ -255,6 +255,7 @@ class Soak:
         return reading
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 async def test_soak(own: RunningServer, pytestconfig: pytest.Config) -> None:
     seconds = 60 * float(pytestconfig.getoption("minutes"))

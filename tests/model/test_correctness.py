@@ -15,6 +15,8 @@ from model.tokenizer import Tokenizer
 from tests.model.harness import TeacherForced, generate, greedy, run_all
 from tests.prompts import PROMPTS
 
+pytestmark = pytest.mark.timeout(600)  # two at a time, on slow processors
+
 OUTPUT = 128
 
 

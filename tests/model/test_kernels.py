@@ -16,6 +16,7 @@ OURS = Path(__file__).parent / "kernels"
 FLAGS = ("-O0", "-march=native", "-std=c++20", "-ffp-contract=off", "-pthread")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 @pytest.mark.usefixtures("kernels")
 def test_random_steps_are_clean(sanitizers: str, tmp_path: Path) -> None:

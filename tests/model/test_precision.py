@@ -62,6 +62,7 @@ def test_what_auto_chooses_costs_two_percent_at_most(
     assert ours <= 1.02 * exact
 
 
+@pytest.mark.long
 def test_int8_without_the_kernels_costs_two_percent_at_most(
     checkpoint: Checkpoint, text: list[list[int]]
 ) -> None:
@@ -86,6 +87,7 @@ class Coarse:
             yield name, (weight / step).round() * step if weight.dim() == 2 else weight
 
 
+@pytest.mark.long
 def test_the_measure_sees_a_coarser_precision(
     checkpoint: Checkpoint, text: list[list[int]]
 ) -> None:

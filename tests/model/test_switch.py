@@ -149,6 +149,7 @@ class Seen:
         return [token.token_id for token in tokens if token.id == id]
 
 
+@pytest.mark.long
 def test_a_process_serves_at_once_and_goes_on_with_the_kernels(
     kernels: Path, model_path: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -1,0 +1,157 @@
+"""What an option costs: two servers, one with it and one without, asked in turns.
+
+python -m bench.overhead watched [--rounds 7]     scraped each second and traced, 16 streams
+python -m bench.overhead redis [--rounds 7]       tapes in Redis and in memory, 64 streams
+"""
+
+import asyncio
+import contextlib
+import http.server
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bench.figures import BenchError
+from bench.generator import run
+from bench.load import Load
+from bench.server import Flags, compile_kernels, serving
+from bench.stream import Target
+
+
+class Option(StrEnum):
+    watched = "watched"
+    redis = "redis"
+
+
+STREAMS = {Option.watched: 16, Option.redis: 64}
+
+
+@contextlib.contextmanager
+def collector() -> Iterator[str]:
+    """An OTLP collector that takes all and keeps nothing."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """It has nothing to say."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def redis(folder: Path) -> Iterator[str]:
+    """A Redis as its defaults have it, with nothing on disk. Raises BenchError where it is not."""
+    program = shutil.which("redis-server")
+    if program is None:
+        raise BenchError("redis-server is missing; install Debian's package of that name")
+    path = folder / "redis.sock"
+    command = [
+        program,
+        "--port",
+        "0",
+        "--unixsocket",
+        str(path),
+        "--save",
+        "",
+        "--dir",
+        str(folder),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while not path.exists() and process.poll() is None:
+            time.sleep(0.01)
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(path))
+        yield f"unix://{path}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def scraping(target: Target) -> Iterator[None]:
+    """/metrics, once a second."""
+    over = threading.Event()
+
+    def scrape() -> None:
+        while not over.wait(1):
+            with urllib.request.urlopen(f"{target.url}/metrics") as answer:
+                answer.read()
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+@contextlib.contextmanager
+def flags_for(option: Option, folder: Path) -> Iterator[Flags]:
+    if option == Option.watched:
+        with collector() as url:
+            yield {"otlp_endpoint": url}
+    else:
+        with redis(folder) as url:
+            yield {"tapes": url}
+
+
+def main(
+    option: Option,
+    rounds: Annotated[int, typer.Option(min=1)] = 7,
+    new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+) -> None:
+    """Print the throughput with the option over that without, round by round and their median."""
+    say = Console().print
+    compile_kernels()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        flags = stack.enter_context(flags_for(option, folder))
+        plain = stack.enter_context(serving({}, folder / "plain.log"))
+        other = stack.enter_context(serving(flags, folder / "other.log"))
+
+        def rate(target: Target, seed: str, *, scraped: bool = False) -> float:
+            count = STREAMS[option]
+            load = Load(2 * count, count, new_tokens=new_tokens, seed=seed)
+            with scraping(target) if scraped else contextlib.nullcontext():
+                return asyncio.run(run(target, load)).figures.tokens_per_second
+
+        ratios = []
+        for number in range(-1, rounds):  # the first warms both up
+            pair = {"plain": plain, "other": other}
+            order = ("plain", "other") if number % 2 else ("other", "plain")
+            rates = {
+                name: rate(
+                    pair[name],
+                    f"{number} {name}",
+                    scraped=name == "other" and option == Option.watched,
+                )
+                for name in order
+            }
+            if number >= 0:
+                ratios.append(rates["other"] / rates["plain"])
+                say(f"{rates['other']:.0f} / {rates['plain']:.0f} tokens/s = {ratios[-1]:.3f}")
+        say(f"{option}, {STREAMS[option]} streams: {median(ratios):.3f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
