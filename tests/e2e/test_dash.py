@@ -56,7 +56,7 @@ async def number_in(page: Page, selector: str) -> float:
 
 
 async def another_number(page: Page, selector: str, before: float) -> float:
-    await expect(page.locator(selector).first).not_to_have_text(f"{before:g}", timeout=10_000)
+    await expect(page.locator(selector).first).not_to_have_text(f"{before:g}")
     return await number_in(page, selector)
 
 
@@ -207,7 +207,7 @@ async def test_the_page_comes_back_with_the_server(page: Page, tiny: Path) -> No
             await expect(page.locator("#announcer")).to_have_text("server out of reach")
             with running(tiny / "log-2", *flags) as second:
                 proxy.lead_to(second.url)
-                await expect(page.locator("#state")).to_contain_text("engine ready", timeout=15_000)
+                await expect(page.locator("#state")).to_contain_text("engine ready")
                 await expect(page.locator("#announcer")).to_have_text("engine ready")
                 await expect(page.locator("#problem")).to_be_hidden()
                 assert await highest(page, "Sequences: running") >= 2, "it was before"
