@@ -182,7 +182,7 @@ class Dash(Observer):
         self._lookups = deque([(0, 0)], maxlen=WINDOW + 1)  # in the prefix cache, and hits
         self._samples: deque[orjson.Fragment] = deque(maxlen=KEPT)
         self._number = 0  # of the newest
-        self._events: dict[str, bytes] = {}  # the newest, by whose rows are in it
+        self._events: dict[str | None, bytes] = {}  # the newest, by whose rows are in it
         self._changed = asyncio.Event()
         self._closed = False
         self._task: asyncio.Task[None] | None = None
@@ -265,8 +265,10 @@ class Dash(Observer):
 
     # ---- watching
 
-    async def watch(self, owner: str, count: int | None = None) -> AsyncIterator[bytes]:
+    async def watch(self, owner: str | None, count: int | None = None) -> AsyncIterator[bytes]:
         """Events for one who may see this owner's tapes: what was, then each sample as it comes.
+
+        None may see nobody's.
 
         Who is slow gets what was missed as one more history. It ends after `count` samples, or
         when the server does.
@@ -289,7 +291,7 @@ class Dash(Observer):
         before = list(self._samples)[-1 - count : -1]
         return _event("history", {"samples": before})
 
-    def _newest(self, owner: str) -> bytes:
+    def _newest(self, owner: str | None) -> bytes:
         """Made once for all who may see the same."""
         if owner not in self._events:
             rows, left_out = self._rows(owner)
@@ -297,7 +299,7 @@ class Dash(Observer):
             self._events[owner] = _event("sample", data)
         return self._events[owner]
 
-    def _rows(self, owner: str) -> tuple[list[Row], int]:
+    def _rows(self, owner: str | None) -> tuple[list[Row], int]:
         """The owner's tapes, those that run first, and how many there are beside these."""
         assert self._registry, "it has been told where to look"
         running = [one for one in self._registry.running if one[0].owner == owner]

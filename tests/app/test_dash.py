@@ -450,6 +450,19 @@ async def test_each_key_watches_its_own_tapes_to_the_end(locked: RunningServer) 
     assert "Cancel" not in locked.log.read_text(), "uvicorn had to break nothing off"
 
 
+def test_without_keys_ids_are_told_to_this_machine_only(tiny_server: RunningServer) -> None:
+    """To others each is a secret: whoever has it can read the tape."""
+    with httpx.Client(base_url=tiny_server.url, timeout=20) as http:
+        tape = http.post("/v1/tapes", json=LONG).json()["tape"]
+        here = http.get("/v1/dash?samples=1").text
+        elsewhere = http.get("/v1/dash?samples=1", headers={"X-Forwarded-For": "203.0.113.9"}).text
+        http.delete(f"/v1/tapes/{tape}")
+    assert tape in here
+    assert tape not in elsewhere
+    (sample,) = [frame for frame in parse_frames(elsewhere) if frame.event == "sample"]
+    assert json.loads(sample.data or "")["tapes"] == []
+
+
 def as_documented(event: str | None, data: Any) -> bool:
     """No field is missing, and none is there that the document does not have."""
     whole: Any = EVENTS[event].model_validate(data).model_dump()
