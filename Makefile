@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long test-fast soak faults fuzz check format bench clean
+.PHONY: help setup run cluster test test-long cluster-test test-fast soak faults fuzz check format bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,12 +20,18 @@ setup: $(VENV)/.run ## install what serving needs: .venv, pinned packages, the d
 run: $(VENV)/.run ## serve on HOST:PORT (127.0.0.1:8000) the MODEL (smollm2-135m); flags in ARGS
 	@$(BIN)/tickertape serve $(FLAGS) $(ARGS)
 
-test: $(VENV)/.test ## all tests: about 11 minutes on two slow cores
+cluster: $(VENV)/.cluster ## two replicas on Ray Serve and a Redis, on this machine; flags in ARGS
+	@exec $(BIN)/tickertape cluster $(FLAGS) $(ARGS)
+
+test: $(VENV)/.test ## most tests, at least a quarter of an hour on two slow cores
 	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone and not long" $(ARGS)
 	@$(BIN)/pytest -m "alone and not long" $(ARGS)
 
 test-long: $(VENV)/.test ## the tests that take longest, a quarter of an hour
 	@$(BIN)/pytest -m long -s $(ARGS)
+
+cluster-test: $(VENV)/.test $(VENV)/.cluster ## the tests of the cluster: about 5 minutes
+	@$(BIN)/pytest tests/e2e/test_cluster.py --cluster -s $(ARGS)
 
 test-fast: $(VENV)/.test ## the tests that need neither a server nor a browser
 	@$(BIN)/pytest tests/model --ignore tests/model/test_correctness.py $(ARGS)
@@ -70,6 +76,10 @@ $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.bench: $(VENV)/.run
 	@$(PIP) install -c constraints.txt -e '.[bench]'
+	@touch $@
+
+$(VENV)/.cluster: $(VENV)/.run
+	@$(PIP) install -c constraints.txt -e '.[cluster]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run tests/clients/node/package-lock.json

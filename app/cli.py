@@ -1,4 +1,4 @@
-"""`tickertape serve | generate | chat | bench`: the command line.
+"""`tickertape serve | cluster | generate | chat | bench`: the command line.
 
 Only what a command needs is imported, inside it: `tickertape generate --url ...` loads no torch.
 """
@@ -6,6 +6,7 @@ Only what a command needs is imported, inside it: `tickertape generate --url ...
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from app.client import Client, Done, Event, Options, TickertapeError, Token
 from app.options import SettingsError, load, with_options
-from app.settings import EngineSettings, Settings
+from app.settings import ClusterSettings, EngineSettings, Settings
 from model.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -48,6 +49,15 @@ def serve(flags: dict[str, Any]) -> None:
     from app.server import run
 
     run(load(Settings, flags))
+
+
+@app.command()
+@with_options(ClusterSettings)
+def cluster(flags: dict[str, Any]) -> None:
+    """Serve a model by several replicas on Ray Serve, with Redis for the tapes."""
+    from app.cluster import run
+
+    run(partial(load, ClusterSettings, flags))
 
 
 @app.command()

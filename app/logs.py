@@ -22,7 +22,7 @@ logger = logging.getLogger("tickertape.tapes")
 Form = Literal["auto", "json", "text"]
 
 # uvicorn says the same in colours; and warns of what app/http_limits.py tells more of.
-_UNWANTED = ("color_message", "_record", "_from_structlog")
+_UNWANTED = ("color_message", "_record", "_from_structlog", "_ray_timestamp_ns")
 _TOLD_BETTER = "Invalid HTTP request received."
 
 

@@ -205,3 +205,34 @@ class Settings(EngineSettings):
         except ValueError:
             raise ValueError("must be a number per time, such as 60/minute or 5/second") from None
         return value
+
+
+class ClusterSettings(Settings):
+    """What `tickertape cluster` needs to know beside that, for the replicas of one service."""
+
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    replicas: int = Field(2, ge=1, description="Replicas that are always there.")
+    max_replicas: int | None = Field(
+        None, ge=1, description="Replicas at most, under load; by default no more than always."
+    )
+    target_streams: int = Field(
+        32, ge=1, description="Streams, or sequences that run or wait, for one replica."
+    )
+    scale_up_after: float = Field(
+        15.0, ge=0, description="Seconds of more than that, before another replica is started."
+    )
+    scale_down_after: float = Field(
+        300.0, ge=0, description="Seconds of less than that, before one of them is ended."
+    )
+    drain_timeout: float = Field(
+        600.0, ge=0, description="Seconds that a replica that is to go waits for its streams."
+    )
+    replica_cpus: int = Field(1, ge=1, description="Processors of a replica: its engine's threads.")
+    replica_gpus: int = Field(0, ge=0, description="GPUs of a replica.")
+
+    @field_validator("max_replicas")
+    @classmethod
+    def _not_below_the_least(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value < (least := info.data.get("replicas", 1)):
+            raise ValueError(f"must be at least --replicas, which is {least}")
+        return value

@@ -29,7 +29,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--generations", type=int, default=50, help="of tests/model/test_grammar.py, 50 schemas"
     )
+    parser.addoption(
+        "--cluster", action="store_true", help="tests/e2e/test_cluster.py, which needs Ray"
+    )
     parser.addoption("--kills", type=int, default=3, help="in a row, of tests/e2e/test_crashes.py")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Ray is heavy: `make cluster-test` has its tests, `make test` has not."""
+    return True if collection_path.name == "test_cluster.py" and not config.option.cluster else None
 
 
 MODEL_TESTS = Path(__file__).parent / "model"

@@ -129,6 +129,19 @@ def test_settings_that_are_none_are_named(
     assert words in one_line(run("serve", *arguments, **environment))
 
 
+def test_a_cluster_without_ray_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "ray.py").write_text("raise ImportError")
+    assert "tickertape[cluster]" in one_line(run("cluster", PYTHONPATH=str(tmp_path)))
+
+
+def test_a_cluster_has_no_fewer_replicas_at_most_than_always() -> None:
+    from app.options import SettingsError, load
+    from app.settings import ClusterSettings
+
+    with pytest.raises(SettingsError, match="at least --replicas, which is 3"):
+        load(ClusterSettings, {"replicas": "3", "max_replicas": "2"})
+
+
 @pytest.mark.parametrize(
     ("content", "words"), [("port = [", "not valid TOML"), ("prot = 1", "no setting 'prot'")]
 )

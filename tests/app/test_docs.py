@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from app.schemas.native import GenerateBody
-from app.settings import Settings
+from app.settings import ClusterSettings
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "docs" / "settings.md"
@@ -75,18 +75,18 @@ def bounds(model: type[BaseModel], name: str) -> str | None:
     return f"{number['minimum']} to {number['maximum']}" if "minimum" in number else None
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("name", ClusterSettings.model_fields)
 def test_every_setting_is_documented(name: str) -> None:
     row = rows(SETTINGS).get(f"--{name.replace('_', '-')}")
     assert row, f"docs/settings.md has no row for {name}"
-    default = Settings.model_fields[name].default
+    default = ClusterSettings.model_fields[name].default
     shown = "none" if default is None else f"`{default}`"
     assert row[1:4] == [f"`TICKERTAPE_{name.upper()}`", f"`{name}`", shown]
 
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
     documented = {name for name in rows(SETTINGS) if name.startswith("--")}
-    assert documented == {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+    assert documented == {f"--{name.replace('_', '-')}" for name in ClusterSettings.model_fields}
 
 
 @pytest.mark.parametrize("name", GenerateBody.model_fields)  # GenerateFields, and stream
