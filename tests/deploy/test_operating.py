@@ -2,7 +2,7 @@
 
 import re
 
-from app.settings import Settings
+from app.settings import ClusterSettings, Settings
 from tests.deploy.metric_names import COUNTERS, FAMILIES, GAUGES, LABELS, PREFIX
 from tests.deploy.tools import ROOT
 
@@ -10,7 +10,7 @@ TEXT = (ROOT / "docs" / "operating.md").read_text()
 ROWS = dict(re.findall(r"^\| `(tickertape:\w+)` \| (\w+) \|", TEXT, re.MULTILINE))
 
 # Of other programs.
-NOT_OURS = {"--cpus", "--cpuset-cpus", "--stop-timeout"}
+NOT_OURS = {"--appendonly", "--cpus", "--cpuset-cpus", "--stop-timeout"}
 
 
 def test_every_metric_has_a_row() -> None:
@@ -32,4 +32,5 @@ def test_a_row_names_the_labels() -> None:
 def test_options_are_those_of_the_server() -> None:
     named = set(re.findall(r"`(--[a-z-]+)", TEXT)) - NOT_OURS
     assert named
-    assert named <= {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+    ours = Settings.model_fields.keys() | ClusterSettings.model_fields.keys()
+    assert named <= {f"--{name.replace('_', '-')}" for name in ours}

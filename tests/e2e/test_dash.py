@@ -79,7 +79,8 @@ async def violations(page: Page) -> Any:
 
 async def test_figures_move_under_load(page: Page, server: RunningServer) -> None:
     await open_dash(page, server.url)
-    await expect(page.locator("#no-tapes")).to_be_visible()
+    # Tapes of other tests have a row for ten seconds after their end.
+    await expect(page.locator("#no-tapes")).to_be_visible(timeout=15_000)
     async with load(server):
         await expect(page.locator(running_rows)).to_have_count(len(PROMPTS))
         await expect(page.locator("#running")).to_have_text(str(len(PROMPTS)))
@@ -108,7 +109,8 @@ async def test_cancel_ends_a_tape_and_leaves_the_focus_in_the_table(
     """By the keyboard: the rows that are drawn anew each second do not take it away."""
     await open_dash(page, server.url)
     async with load(server, 2) as readings:
-        row = page.locator("#tapes tbody tr").nth(1)
+        await expect(page.locator(running_rows)).to_have_count(2)
+        row = page.locator(running_rows).nth(1)
         tape = await row.locator("code").inner_text()
         button = page.get_by_role("button", name=f"Cancel tape {tape}")
         await button.focus()
