@@ -23,8 +23,9 @@ ROUNDS = 3
 
 def endless(schema: Schema) -> Schema:
     """A list of such values that is longer than any answer here."""
-    items = {key: value for key, value in schema.items() if key != "$defs"}
-    definitions = {"$defs": schema["$defs"]} if "$defs" in schema else {}
+    names = {"$defs", "definitions"}  # what is referred to from the root
+    items = {key: value for key, value in schema.items() if key not in names}
+    definitions = {key: value for key, value in schema.items() if key in names}
     return {"type": "array", "items": items, "minItems": 100} | definitions
 
 
