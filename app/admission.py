@@ -13,6 +13,7 @@ from app.long_texts import LongTexts
 from app.schemas.ask import Ask, Conversation, Prompt
 from app.schemas.sampling import SamplingFields
 from app.tapes.registry import Registry
+from app.tapes.store import unreachable
 from model import grammar
 from model.chat_template import ChatTemplate, ChatTemplateError, Text, chat_parts
 from model.config import ModelConfig
@@ -168,9 +169,7 @@ class Admission:
         if state != "ready":
             raise try_later(503, f"the engine is {state}; try again shortly", code=state)
         if not self.registry.store.is_reachable:
-            raise try_later(
-                503, "tapes cannot be kept: their store is out of reach", code="store_unreachable"
-            )
+            raise unreachable()
 
     def _check_load(self, count: int) -> None:
         """Whether so many more sequences have a place. Alone, any number of them has."""

@@ -1,7 +1,7 @@
 """What the operations page shows: once a second how the server does, and a row for each tape.
 
 One task samples, however many watch. Nothing is done for a token: metrics, engine and tapes have
-counted already what is looked at here. Percentiles are exact, of the latencies that tapes keep.
+counted already what is looked at here. DashPercentiles are exact, of the latencies that tapes keep.
 """
 
 import asyncio
@@ -11,7 +11,6 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from heapq import nsmallest
 from itertools import chain
 
@@ -19,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from app.engine_link import EngineLink, State
+from app.engine_link import EngineLink
 from app.metrics import Metrics
+from app.schemas.dash import DashPercentiles, DashRow, DashSample
 from app.tapes.observer import Observer
 from app.tapes.registry import Registry
 from app.tapes.tape import Status, Tape
-from model.messages import FinishReason
 
 logger = logging.getLogger("tickertape.dash")
 
@@ -40,67 +39,18 @@ _RANK: dict[Status, int] = {"running": 0, "recovering": 1, "queued": 2, "paused"
 Values = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Percentiles:
-    p50: float
-    p95: float
-    p99: float
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The whole server at one moment, `at` seconds since 1970.
-
-    `tokens_per_second` is of the time since the sample before. Percentiles and the share of hits
-    are of the last WINDOW samples, and None when nothing has come to pass in them.
-    """
-
-    at: float
-    engine: State
-    tokens_per_second: float
-    running: int
-    waiting: int
-    paused: int
-    kv_blocks_used: int
-    kv_blocks_total: int
-    prefix_hit_share: float | None
-    ttft_ms: Percentiles | None
-    itl_ms: Percentiles | None
-    readers: int
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One tape. `age_s` is the time since it began, or from there to its end.
-
-    `owner` names the API key that made it as the log does: it is not the key.
-    """
-
-    tape: str
-    status: Status
-    choices: int
-    prompt_tokens: int
-    completion_tokens: int
-    tokens_per_second: float | None
-    ttft_ms: float | None
-    readers: int
-    age_s: float
-    owner: str | None
-    finish_reason: FinishReason | None
-
-
-def percentiles(values: Values) -> Percentiles | None:
+def percentiles(values: Values) -> DashPercentiles | None:
     """The smallest values that 50, 95 and 99 % of all do not exceed, to three decimals."""
     if not values.size:
         return None
     places = [math.ceil(values.size * percent / 100) - 1 for percent in (50, 95, 99)]
     parted = np.partition(values, places)  # not sorted: of a GPU there are 100,000
-    return Percentiles(*(round(float(parted[place]), 3) for place in places))
+    return DashPercentiles(*(round(float(parted[place]), 3) for place in places))
 
 
-def row_of(tape: Tape, readers: int) -> Row:
+def row_of(tape: Tape, readers: int) -> DashRow:
     usage, timings = tape.usage, tape.timings
-    return Row(
+    return DashRow(
         tape=tape.id,
         status=tape.status,
         choices=len(tape.choices),
@@ -154,7 +104,7 @@ class Latencies:
         for tape_id in self._counted.keys() - tape_ids:
             self.forget(tape_id)
 
-    def gathered(self) -> tuple[Percentiles | None, Percentiles | None]:
+    def gathered(self) -> tuple[DashPercentiles | None, DashPercentiles | None]:
         """To the first token and between two tokens, in milliseconds."""
         self._first.append(np.asarray(self._new_first, np.float32))
         self._between.append(_joined(self._new_between) * np.float32(1000))
@@ -177,7 +127,7 @@ class Dash(Observer):
         self._link = link
         self._registry: Registry | None = None
         self._latencies = Latencies()
-        self._ended: deque[tuple[float, Row]] = deque(maxlen=_MAX_ENDED)
+        self._ended: deque[tuple[float, DashRow]] = deque(maxlen=_MAX_ENDED)
         self._tokens = (clock(), 0)  # when there were so many
         self._lookups = deque([(0, 0)], maxlen=WINDOW + 1)  # in the prefix cache, and hits
         self._samples: deque[orjson.Fragment] = deque(maxlen=KEPT)
@@ -233,10 +183,10 @@ class Dash(Observer):
         self._events.clear()
         self._wake()
 
-    def _sampled(self, registry: Registry) -> Sample:
+    def _sampled(self, registry: Registry) -> DashSample:
         gauges, info = self._link.gauges, self._link.info
         ttft, itl = self._latencies.gathered()
-        return Sample(
+        return DashSample(
             at=round(time.time(), 3),
             engine=self._link.state,
             tokens_per_second=round(self._rate(), 1),
@@ -299,7 +249,7 @@ class Dash(Observer):
             self._events[owner] = _event("sample", data)
         return self._events[owner]
 
-    def _rows(self, owner: str | None) -> tuple[list[Row], int]:
+    def _rows(self, owner: str | None) -> tuple[list[DashRow], int]:
         """The owner's tapes, those that run first, and how many there are beside these."""
         assert self._registry, "it has been told where to look"
         running = [one for one in self._registry.running if one[0].owner == owner]

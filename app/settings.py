@@ -230,6 +230,13 @@ class ClusterSettings(Settings):
     replica_cpus: int = Field(1, ge=1, description="Processors of a replica: its engine's threads.")
     replica_gpus: int = Field(0, ge=0, description="GPUs of a replica.")
 
+    @field_validator("max_request_line", "max_header_size", "header_timeout", mode="before")
+    @classmethod
+    def _not_in_a_cluster(cls, value: object, info: ValidationInfo) -> object:
+        if value != cls.model_fields[str(info.field_name)].default:
+            raise ValueError("must be left out here, where Ray's server reads heads, not ours")
+        return value
+
     @field_validator("max_replicas")
     @classmethod
     def _not_below_the_least(cls, value: int | None, info: ValidationInfo) -> int | None:

@@ -1,5 +1,6 @@
-"""The wire types of /v1/dash, for the documentation; app/dash.py writes them."""
+"""The wire types of /v1/dash."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel
@@ -7,13 +8,21 @@ from pydantic import BaseModel
 from model.messages import FinishReason
 
 
-class DashPercentiles(BaseModel):
+@dataclass(frozen=True, slots=True)
+class DashPercentiles:
     p50: float
     p95: float
     p99: float
 
 
-class DashSample(BaseModel):
+@dataclass(frozen=True, slots=True)
+class DashSample:
+    """The whole server at one moment, `at` seconds since 1970.
+
+    `tokens_per_second` is of the time since the sample before. Percentiles and the share of hits
+    are of the last ten samples, and None when nothing has come to pass in them.
+    """
+
     at: float
     engine: Literal["loading", "ready", "recovering", "draining"]
     tokens_per_second: float
@@ -28,7 +37,13 @@ class DashSample(BaseModel):
     readers: int
 
 
-class DashRow(BaseModel):
+@dataclass(frozen=True, slots=True)
+class DashRow:
+    """One tape. `age_s` is the time since it began, or from there to its end.
+
+    `owner` names the API key that made it as the log does: it is not the key.
+    """
+
     tape: str
     status: Literal["queued", "running", "paused", "recovering", "done"]
     choices: int

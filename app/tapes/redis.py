@@ -16,7 +16,6 @@ from typing import Any, Final, TypeVar
 
 from redis import RedisError
 
-from app.errors import APIError, try_later
 from app.tapes.plan import Plan
 from app.tapes.redis_log import (
     FENCED,
@@ -24,14 +23,15 @@ from app.tapes.redis_log import (
     MISSING,
     Addition,
     RedisLog,
+    State,
     Stored,
     Told,
     Verdict,
     state_of,
 )
 from app.tapes.shelf import Shelf
-from app.tapes.store import TapeStore, Writer
-from app.tapes.tape import Recovering, Tape
+from app.tapes.store import TapeStore, Writer, unreachable
+from app.tapes.tape import Batch, Recovering, Tape
 
 logger = logging.getLogger("tickertape.redis")
 
@@ -54,7 +54,7 @@ class RedisStore(TapeStore):
         self._log = RedisLog(url, secrets.token_urlsafe(12), ttl)
         self._writer: Writer
         self._plans: dict[str, Plan] = {}  # of tapes that this replica writes
-        self._states: dict[str, bytes] = {}  # as Redis has them
+        self._states: dict[str, State] = {}  # as Redis has them
         self._new: dict[str, Tape] = {}  # tapes with something on them that Redis has not
         self._is_new = asyncio.Event()
         self._all_written = asyncio.Event()
@@ -143,25 +143,25 @@ class RedisStore(TapeStore):
         await self._is_new.wait()
         self._is_new.clear()
         tapes, self._new = self._new, {}
-        additions = [self._addition(tape) for tape in tapes.values()]
         try:
-            verdicts = await self._log.append(additions)
-        except (RedisError, OSError):
-            self._new = tapes | self._new
+            additions = [self._addition(tape, tape.last) for tape in tapes.values()]
+            for addition, verdict in zip(additions, await self._log.append(additions), strict=True):
+                await self._heed(addition, verdict)
+        except BaseException:
+            self._new = tapes | self._new  # those that were shown have nothing new
             self._is_new.set()
             raise
-        for addition, verdict in zip(additions, verdicts, strict=True):
-            await self._heed(addition, verdict)
         if not self._new:
             self._all_written.set()
 
-    def _addition(self, tape: Tape) -> Addition:
-        first = max(tape.last, tape.num_dropped) + 1
-        items = [*tape.entries[first - 1 - tape.num_dropped :]]
+    def _addition(self, tape: Tape, after: int) -> Addition:
+        """What is on the tape after this entry, and its state if Redis has another."""
+        items: Batch = [*tape.entries[after - tape.num_dropped :]]
+        if tape.end and after < tape.written:
+            items.append(tape.end)
         state = state_of(tape)
-        if state == self._states.get(tape.id):
-            state = b""
-        return Addition(tape, first, [*items, tape.end] if tape.end else items, state)
+        known = state == self._states.get(tape.id)
+        return Addition(tape, after + 1, items, None if known else state)
 
     async def _heed(self, addition: Addition, verdict: Verdict) -> None:
         tape = addition.tape
@@ -172,7 +172,7 @@ class RedisStore(TapeStore):
         else:
             if addition.state:
                 self._states[tape.id] = addition.state
-            tape.show(addition.last)
+            tape.show(max(tape.last, addition.last))
             if addition.ended:
                 self._forget(tape.id)
 
@@ -184,12 +184,12 @@ class RedisStore(TapeStore):
         """Another replica has taken this one for dead: its readers here follow that from now on."""
         logger.warning("tape %s is written by another replica now", tape.id)
         guests = self._guests.get(tape.id, Counter())
-        readers = self._writer.disown(tape) - guests.total()
+        readers = max(self._writer.disown(tape) - guests.total(), 0)
         tape.retract()
         self._forget(tape.id)
         self._new.pop(tape.id, None)
         copy = self._copies[tape.id] = _Copy(tape, "", readers)
-        if readers > 0:
+        if readers:
             self._in_order(copy, lambda: self._log.tell_writer("join", tape.id, readers))
         self._spawn(self._log.wake)
 
@@ -199,8 +199,9 @@ class RedisStore(TapeStore):
             logger.warning("tape %s was lost by Redis; writing it anew", tape.id)
             await self._log.put(tape.id, plan)
             self._states.pop(tape.id, None)
-            tape.last = tape.num_dropped
-            self.wrote(tape)
+            whole = self._addition(tape, tape.num_dropped)
+            (verdict,) = await self._log.append([whole])
+            await self._heed(whole, verdict)
 
     # ---- reading what others write
 
@@ -347,7 +348,7 @@ class RedisStore(TapeStore):
             except (RedisError, OSError) as error:
                 self._is_down(error)
                 if time.monotonic() > deadline:
-                    raise _out_of_reach() from None
+                    raise unreachable() from None
                 await asyncio.sleep(_FIRST_PAUSE)
 
     def _in_order(self, copy: "_Copy", tell: Callable[[], Awaitable[None]]) -> None:
@@ -381,7 +382,3 @@ class _Copy:
         self.writer = writer
         self.readers = readers
         self.turn = asyncio.Lock()
-
-
-def _out_of_reach() -> APIError:
-    return try_later(503, "tapes cannot be kept: Redis is out of reach", code="store_unreachable")

@@ -106,8 +106,8 @@ return id
 """
 
 
-class _State(msgspec.Struct, array_like=True, frozen=True):
-    """Of a tape, what its entries do not say. Times in milliseconds."""
+class State(msgspec.Struct, array_like=True, frozen=True):
+    """Of a tape, what its entries do not say. Times in milliseconds. It changes a few times."""
 
     queue_ms: float | None
     ttft_ms: float | None
@@ -123,7 +123,7 @@ class _Written(msgspec.Struct, array_like=True, frozen=True):
 
 _Element = msgspec.msgpack.Decoder(_Written | End)  # an array, or a map
 _plan_decoder: Final = msgspec.msgpack.Decoder(Plan)
-_state_decoder: Final = msgspec.msgpack.Decoder(_State)
+_state_decoder: Final = msgspec.msgpack.Decoder(State)
 _encode: Final = msgspec.msgpack.encode
 
 
@@ -134,7 +134,7 @@ class Addition:
     tape: Tape
     first: int
     items: Sequence[Entry | End]
-    state: bytes
+    state: State | None  # None where it is known
 
     @property
     def last(self) -> int:
@@ -205,7 +205,7 @@ class RedisLog:
         for addition in additions:
             arguments += (
                 addition.tape.id,
-                addition.state,
+                _encode(addition.state) if addition.state else b"",
                 addition.first,
                 len(addition.items),
                 int(addition.ended),
@@ -298,14 +298,13 @@ class RedisLog:
         return tape_id.decode() if tape_id else None
 
 
-def state_of(tape: Tape) -> bytes:
+def state_of(tape: Tape) -> State:
     """What `load` needs beside the entries."""
-    ttft_ms = tape.timings.ttft_ms
     choices = [
         (choice.started, choice.cached_tokens, choice.finish_reason, choice.error)
         for choice in tape.choices
     ]
-    return _encode(_State(tape.queue_ms, ttft_ms, choices))
+    return State(tape.queue_ms, tape.ttft_ms, choices)
 
 
 def _tape(tape_id: str) -> str:
@@ -346,7 +345,7 @@ def _item(data: bytes) -> Entry | End:
     return Entry(item.text, item.token_id, item.logprob, item.index)
 
 
-def _choices(plan: Plan, state: _State | None, items: Sequence[Entry | End]) -> list[Choice]:
+def _choices(plan: Plan, state: State | None, items: Sequence[Entry | End]) -> list[Choice]:
     """Each with the tokens that it has brought forth."""
     choices = plan.choices()
     if state:

@@ -157,7 +157,7 @@ class Registry:
             why = f"its timeout of {terms.timeout:g} s has passed; give it more, or ask for less"
             left = terms.timeout - passed
             recording.timeout = loop.call_later(left, self.cancel, tape_id, "timeout", why)
-        if terms.queue_timeout is not None:
+        if terms.queue_timeout is not None and recording.tape.queue_ms is None:
             why = f"it waited {terms.queue_timeout:g} s for a seat; try again when less is going on"
             recording.queue_timeout = loop.call_later(
                 terms.queue_timeout, self.cancel, tape_id, "timeout", why

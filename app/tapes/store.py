@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from app.errors import APIError, try_later
 from app.tapes.plan import Plan
 from app.tapes.shelf import Shelf
 from app.tapes.tape import Tape
@@ -76,3 +77,11 @@ class TapeStore:
 
     def cancel(self, tape_id: str) -> None:
         """Have whoever writes it end it."""
+
+
+def unreachable() -> APIError:
+    return try_later(
+        503,
+        "tapes cannot be kept: their store is out of reach; try again shortly",
+        code="store_unreachable",
+    )

@@ -210,13 +210,18 @@ class Tape:
         return None if self._last is None else time.monotonic() - self._last
 
     @property
+    def ttft_ms(self) -> float | None:
+        """From its beginning to its first token, in milliseconds; None before that."""
+        return None if self._first is None else (self._first - self.began) * 1000
+
+    @property
     def timings(self) -> Timings:
         """As of now, or as of its end."""
         if self.end:
             return self.end.timings
         return Timings(
             queue_ms=self.queue_ms,
-            ttft_ms=None if self._first is None else (self._first - self.began) * 1000,
+            ttft_ms=self.ttft_ms,
             total_ms=(time.monotonic() - self.began) * 1000,
             tokens_per_second=self._decode_rate(),
         )

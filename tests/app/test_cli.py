@@ -142,6 +142,17 @@ def test_a_cluster_has_no_fewer_replicas_at_most_than_always() -> None:
         load(ClusterSettings, {"replicas": "3", "max_replicas": "2"})
 
 
+@pytest.mark.parametrize("name", ["max_request_line", "max_header_size", "header_timeout"])
+def test_what_holds_in_our_own_http_server_only_is_refused_for_a_cluster(name: str) -> None:
+    from app.options import SettingsError, load
+    from app.settings import ClusterSettings
+
+    flag = name.replace("_", "-")
+    with pytest.raises(SettingsError, match=f"--{flag} .*must be left out here"):
+        load(ClusterSettings, {name: "5"})
+    load(ClusterSettings, {})
+
+
 @pytest.mark.parametrize(
     ("content", "words"), [("port = [", "not valid TOML"), ("prot = 1", "no setting 'prot'")]
 )
