@@ -11,10 +11,7 @@ import logging
 import os
 import queue
 import secrets
-import shutil
 import signal
-import socket
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -29,6 +26,7 @@ from app import logs
 from app.balance import SEQUENCES
 from app.main import create_app
 from app.options import SettingsError, load
+from app.own_redis import own_redis
 from app.services import Services
 from app.settings import ClusterSettings
 from model.errors import ModelLoadError
@@ -63,7 +61,6 @@ _ENVIRONMENT = {
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}  # of Ray; ours tells of requests
 _LOOK_BACK_SECONDS = 15.0  # over which the autoscaler takes the mean
 _OBJECT_STORE = 100 * 2**20  # nothing large is handed around
-_REDIS_SECONDS = 10.0
 _ATTEMPTS = 3  # to start a replica, before it is said that it cannot be done
 
 # Whether there is room is for our own admission to say, which answers 429 where Ray would wait.
@@ -206,7 +203,7 @@ def run(read: Callable[[], ClusterSettings]) -> None:
         folder = Path(ends.enter_context(TemporaryDirectory(prefix="tickertape-")))
         tapes = settings.tapes
         if tapes == "memory":
-            tapes = ends.enter_context(_redis(folder))
+            tapes = ends.enter_context(own_redis(folder))
         ends.enter_context(_ray(settings, folder))
         signals.listen()  # Ray has its own handlers, for a driver that dies of them
         _deploy(settings, tapes)
@@ -309,37 +306,3 @@ def _ray(settings: ClusterSettings, folder: Path) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-@contextmanager
-def _redis(folder: Path) -> Iterator[str]:
-    """A Redis for as long as the block runs; its URL. Only this user can open its socket."""
-    program = shutil.which("redis-server")
-    if program is None:
-        raise SettingsError(
-            "tickertape cluster keeps tapes in Redis; install redis-server, or name a Redis that "
-            "runs with --tapes (or TICKERTAPE_TAPES)"
-        )
-    path = folder / "redis.sock"
-    command = [program, "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
-    process = subprocess.Popen(
-        [*command, "--dir", str(folder), "--save", ""],
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for us, and Redis goes last
-    )
-    try:
-        _wait_for(path, process)
-        yield f"unix://{path}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until it takes connections. Raises SettingsError when it does not."""
-    deadline = time.monotonic() + _REDIS_SECONDS
-    with socket.socket(socket.AF_UNIX) as probe:
-        while probe.connect_ex(str(path)):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SettingsError("redis-server does not start; name a Redis with --tapes")
-            time.sleep(0.02)

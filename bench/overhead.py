@@ -7,12 +7,8 @@ python -m bench.overhead redis [--rounds 7]       tapes in Redis and in memory, 
 import asyncio
 import contextlib
 import http.server
-import shutil
-import socket
-import subprocess
 import tempfile
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from enum import StrEnum
@@ -23,7 +19,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bench.figures import BenchError
+from app.own_redis import own_redis
 from bench.generator import run
 from bench.load import Load
 from bench.server import Flags, compile_kernels, serving
@@ -59,36 +55,6 @@ def collector() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def redis(folder: Path) -> Iterator[str]:
-    """A Redis as its defaults have it, with nothing on disk. Raises BenchError where it is not."""
-    program = shutil.which("redis-server")
-    if program is None:
-        raise BenchError("redis-server is missing; install Debian's package of that name")
-    path = folder / "redis.sock"
-    command = [
-        program,
-        "--port",
-        "0",
-        "--unixsocket",
-        str(path),
-        "--save",
-        "",
-        "--dir",
-        str(folder),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        while not path.exists() and process.poll() is None:
-            time.sleep(0.01)
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(path))
-        yield f"unix://{path}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextlib.contextmanager
 def scraping(target: Target) -> Iterator[None]:
     """/metrics, once a second."""
     over = threading.Event()
@@ -111,7 +77,7 @@ def flags_for(option: Option, folder: Path) -> Iterator[Flags]:
         with collector() as url:
             yield {"otlp_endpoint": url}
     else:
-        with redis(folder) as url:
+        with own_redis(folder) as url:
             yield {"tapes": url}
 
 

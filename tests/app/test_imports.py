@@ -34,6 +34,7 @@ FLOORS = [
         "app.settings",
         "app.errors",
         "app.options",
+        "app.own_redis",
         "app.client",
         "app.event_stream",
         "app.strict_json",

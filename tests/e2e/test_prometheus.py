@@ -60,6 +60,8 @@ async def value(http: httpx.AsyncClient, query: str) -> float | None:
         answer = await http.get("/api/v1/query", params={"query": query})
     except httpx.TransportError:
         return None
+    if answer.status_code == 503:  # it is starting
+        return None
     result = answer.json().get("data", {}).get("result", [])
     return float(result[0]["value"][1]) if result else None
 
