@@ -187,6 +187,7 @@ def _with_whole_paths(settings: ClusterSettings) -> ClusterSettings:
         changed["model"] = str(Path(settings.model).resolve())
     if settings.api_key_file:
         changed["api_key_file"] = settings.api_key_file.resolve()
+    changed["threads"] = settings.threads or settings.replica_cpus
     return settings.model_copy(update=changed)
 
 

@@ -90,6 +90,7 @@ def configuration(settings: EngineSettings, path: Path) -> Configure:
         max_step_tokens=settings.max_step_tokens,
         max_model_len=settings.max_model_len,
         kv_cache_bytes=settings.kv_cache_memory,
+        threads=settings.threads,
         prefix_cache=settings.prefix_cache,
     )
 

@@ -69,6 +69,12 @@ class EngineSettings(BaseSettings):
     kv_cache_memory: Bytes = Field(  # type: ignore[assignment]
         "512MiB", ge=1, description="Memory for keys and values of past tokens."
     )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Threads that compute; by default one for each processor it may use.",
+    )
     prefix_cache: bool = Field(
         True, description="Compute equal beginnings of prompts once, for all requests."
     )
@@ -227,7 +233,7 @@ class ClusterSettings(Settings):
     drain_timeout: float = Field(
         600.0, ge=0, description="Seconds that a replica that is to go waits for its streams."
     )
-    replica_cpus: int = Field(1, ge=1, description="Processors of a replica: its engine's threads.")
+    replica_cpus: int = Field(1, ge=1, description="Processors of a replica.")
     replica_gpus: int = Field(0, ge=0, description="GPUs of a replica.")
 
     @field_validator("max_request_line", "max_header_size", "header_timeout", mode="before")

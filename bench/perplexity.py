@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.server import compile_kernels
-from model import families
+from model import families, processors
 from model.attention import Group, StepContext, additive_mask, visible
 from model.backends import NativeBackend, choose
 from model.detokenizer import Detokenizer
@@ -104,6 +104,7 @@ class NativeDecoder:
             max_rows=WINDOW,
             max_outputs=WINDOW,
             max_positions=WINDOW,
+            threads=processors.usable(),
         )
 
     def __call__(self, token_ids: Sequence[int]) -> Tensor:

@@ -21,13 +21,14 @@ from model.weights import Weights
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """What a runner must have room for: KV blocks; new tokens and sequences of one step; positions
-    of one sequence.
+    of one sequence. `threads` compute.
     """
 
     num_blocks: int
     max_step_tokens: int
     max_num_seqs: int
     max_model_len: int
+    threads: int
 
 
 class Backend(Protocol):
@@ -86,6 +87,7 @@ class NativeBackend:
             max_rows=sizes.max_step_tokens,
             max_outputs=sizes.max_num_seqs,
             max_positions=sizes.max_model_len,
+            threads=sizes.threads,
         )
 
 

@@ -8,7 +8,6 @@ Where the grammar leaves one way only, `{"name": "` for example, the tokens are 
 tokenizer makes of that text. They are known at once, and neither parser nor logits are asked.
 """
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from llguidance.numpy import (
 )
 from numpy.typing import NDArray
 
+from model import processors
 from model.config import ModelConfig
 from model.grammar import LIMITS, GrammarError, explain
 from model.tokenizer import Tokenizer
@@ -117,7 +117,7 @@ def barrier(mask: Mask) -> NDArray[np.float32]:
 
 @cache
 def _executor() -> LLExecutor:
-    return LLExecutor(num_threads=min(len(os.sched_getaffinity(0)), _MOST_THREADS))
+    return LLExecutor(num_threads=min(processors.usable(), _MOST_THREADS))
 
 
 class Guides:

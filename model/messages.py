@@ -19,7 +19,10 @@ FinishReason = Literal["stop", "length", "cancelled", "timeout", "shutdown", "er
 
 
 class Configure(msgspec.Struct, frozen=True, tag=True):
-    """The first message: load this model. Sizes in tokens, sequences and bytes."""
+    """The first message: load this model. Sizes in tokens, sequences and bytes.
+
+    `threads` compute: None is one for each processor that the engine may use.
+    """
 
     model_path: str
     dtype: str
@@ -27,6 +30,7 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
     max_step_tokens: int
     max_model_len: int | None
     kv_cache_bytes: int
+    threads: int | None = None
     prefix_cache: bool = True
 
 

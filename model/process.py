@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from model import processors
 from model.backends import Backend, Choice, NativeBackend, Sizes, choose
 from model.block_pool import BlockPool
 from model.config import ModelConfig
@@ -120,7 +121,10 @@ def load(options: Configure) -> tuple[Engine, Ready, Model]:
         max_step_tokens=options.max_step_tokens,
         max_num_seqs=options.max_num_seqs,
         max_model_len=min(options.max_model_len or config.max_model_len, num_blocks * BLOCK_SIZE),
+        threads=options.threads or processors.usable(),
     )
+    # Of its own accord torch leaves out the second processor of a core.
+    torch.set_num_threads(options.threads or min(sizes.threads, torch.get_num_threads()))
     runner = choice.backend.build(checkpoint, sizes)
     pool = BlockPool(num_blocks, BLOCK_SIZE)
     engine = Engine(

@@ -1,7 +1,6 @@
 """Runs the scheduler's chunks on the compiled decoder."""
 
 import ctypes
-import os
 from collections.abc import Sequence
 from itertools import accumulate, chain
 from pathlib import Path
@@ -63,7 +62,7 @@ class NativeRunner:
         max_rows: int,
         max_outputs: int,
         max_positions: int,
-        threads: int | None = None,
+        threads: int,
     ) -> None:
         """`weights` are float32 and are all taken. Sizes: KV blocks, new tokens and rows of logits
         of one step, positions of one sequence. Raises MemoryError, ModelLoadError.
@@ -89,7 +88,7 @@ class NativeRunner:
                 max_rows=max_rows,
                 max_outputs=max_outputs,
                 max_positions=max_positions,
-                threads=threads or len(os.sched_getaffinity(0)),
+                threads=threads,
                 eps=config.norm_eps,
             )
         )

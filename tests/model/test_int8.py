@@ -30,7 +30,11 @@ TEXT = 512  # tokens of a text, of which there are two
 BLOCKS = 400
 MANY = 64
 SIZES = Sizes(
-    num_blocks=BLOCKS, max_step_tokens=TEXT, max_num_seqs=TEXT, max_model_len=BLOCKS * BLOCK_SIZE
+    num_blocks=BLOCKS,
+    max_step_tokens=TEXT,
+    max_num_seqs=TEXT,
+    max_model_len=BLOCKS * BLOCK_SIZE,
+    threads=2,
 )
 
 

@@ -37,6 +37,7 @@ from model.sampling import SamplingParams
 
 TEXT = st.text(max_size=20)
 COUNT = st.integers(0, 2**40)
+OPTIONAL = st.none() | COUNT
 NUMBER = st.floats(allow_nan=False)
 PARAMS = st.builds(
     SamplingParams,
@@ -51,7 +52,7 @@ PARAMS = st.builds(
     logprobs=st.none() | st.integers(0, 20),
 )
 COMMANDS = (
-    st.builds(Configure, TEXT, TEXT, COUNT, COUNT, st.none() | COUNT, COUNT, st.booleans())
+    st.builds(Configure, TEXT, TEXT, COUNT, COUNT, OPTIONAL, COUNT, OPTIONAL, st.booleans())
     | st.builds(Generate, TEXT, st.lists(COUNT, max_size=5), PARAMS, st.integers(-9, 9), TEXT)
     | st.builds(Cancel, TEXT)
     | st.builds(Pause, TEXT)

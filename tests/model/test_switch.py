@@ -262,7 +262,9 @@ def test_without_kernels_torch_goes_on_and_one_line_says_why(
         assert choice.pending
         assert isinstance(choice.backend, TorchBackend)
         link = Recorder()
-        compile_and_switch(cast(Link, link), Model(checkpoint, choice, Sizes(8, 8, 8, 128)), READY)
+        compile_and_switch(
+            cast(Link, link), Model(checkpoint, choice, Sizes(8, 8, 8, 128, 1)), READY
+        )
     finally:
         library._path.cache_clear()
     assert link.posted == []
