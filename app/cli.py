@@ -46,7 +46,7 @@ Seed = Annotated[int | None, typer.Option(help="Same seed, same text.")]
 @with_options(Settings)
 def serve(flags: dict[str, Any]) -> None:
     """Serve a model over HTTP, with a live page at / and the API's documentation at /docs."""
-    from app.server import run
+    from app.start import run
 
     run(load(Settings, flags))
 

@@ -55,8 +55,10 @@ logger = logging.getLogger("tickertape")
 EXPOSED = ["X-Tape", "Content-Location", "Location", "Retry-After", "X-Request-Id"]
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, engine: EngineLink | None = None) -> FastAPI:
     """The service for one model.
+
+    Its engine comes and goes with it, or is one that was started before and is another's to stop.
 
     Raises ModelLoadError when the model cannot be opened, SettingsError when the keys cannot.
     """
@@ -75,8 +77,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        link = EngineLink(configuration(settings, path), settings.engine_timeout)
-        await link.start()
+        link = engine or EngineLink(configuration(settings, path), settings.engine_timeout)
+        if not engine:
+            await link.start()
         recovery = Recovery(link)
         dashboard = Dash(metrics, link)
         observers: list[Observer] = [metrics, dashboard, TapeLog()]
@@ -119,7 +122,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await store.flush()
             await dashboard.stop()
             await long_texts.stop()
-            await link.stop()
+            if not engine:
+                await link.stop()
             await store.stop()
             if tracing:
                 await tracing.close()

@@ -1,4 +1,4 @@
-"""`tickertape serve`: uvicorn with one worker, and an end that leaves no stream without its end."""
+"""uvicorn with one worker, and an end that leaves no stream without its end."""
 
 import asyncio
 import gc
@@ -9,8 +9,7 @@ from types import FrameType
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from app import logs
-from app.engine_link import EngineFailedError
+from app.engine_link import EngineFailedError, EngineLink
 from app.http_limits import http_with
 from app.main import create_app
 from app.services import Services
@@ -108,13 +107,12 @@ def _bound_connections(listening: socket.socket, seconds: float) -> None:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
-def run(settings: Settings) -> None:
+async def serve(settings: Settings, link: EngineLink) -> None:
     """Serve until told to stop. Raises ModelLoadError when the model cannot be served."""
     # We end the streams ourselves; sse-starlette would cancel them without a terminal frame.
     AppStatus.enable_automatic_graceful_drain = False
-    logs.configure(settings.log_level, settings.log_format)
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, link),
         host=settings.host,
         port=settings.port,
         http=http_with(settings),
@@ -128,6 +126,6 @@ def run(settings: Settings) -> None:
     # What start-up made stays: a full collection would walk it all, 60 ms in which no token moves.
     gc.freeze()
     server = Server(config)
-    server.run()
+    await server.serve()
     if server.failure:
         raise ModelLoadError(str(server.failure))

@@ -112,12 +112,12 @@ class FakeEngine:
 
 
 def serve(port: int, pace: float) -> None:
-    from app import server
+    from app import start
     from app.engine_link import EngineLink
     from app.settings import Settings
 
     EngineLink.command = [sys.executable, "-m", "bench.api", "--engine", "--pace", str(pace)]
-    server.run(Settings(port=port, log_level="warning"))
+    start.run(Settings(port=port, log_level="warning"))
 
 
 @dataclass(frozen=True, slots=True)

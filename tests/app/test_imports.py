@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 # What lies on the way of a token, top to bottom. A module imports none of a floor above its own.
 FLOORS = [
     ["app.cli"],
+    ["app.start"],
     ["app.server", "app.cluster"],
     ["app.prefix_router"],
     ["app.balance"],
@@ -127,6 +128,7 @@ def test_a_wrong_arrow_would_be_found(tmp_path: Path) -> None:
         ("app.main", {"torch", "transformers"}),
         ("app.server", {"torch", "transformers"}),
         ("app.cli", {"torch", "fastapi"}),
+        ("app.start", {"torch", "fastapi", "gguf"}),
         ("model.process", {"fastapi", "starlette", "uvicorn", "httpx"}),
     ],
 )

@@ -1,0 +1,34 @@
+"""`tickertape serve`: the engine first, and the application while it loads.
+
+Both take seconds, most of it for what they import: so nothing heavy is imported up here.
+"""
+
+import asyncio
+
+import uvicorn
+
+from app import logs
+from app.engine_link import EngineLink, configuration
+from app.settings import Settings
+from model.loading.hub import resolve
+
+
+def run(settings: Settings) -> None:
+    """Serve until told to stop. Raises ModelLoadError when the model cannot be served, and
+    SettingsError when the keys or the tapes cannot be had.
+    """
+    logs.configure(settings.log_level, settings.log_format)
+    new_loop = uvicorn.Config("", log_config=None).get_loop_factory()
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> None:
+    link = EngineLink(configuration(settings, resolve(settings.model)), settings.engine_timeout)
+    await link.start()
+    try:
+        from app.server import serve
+
+        await serve(settings, link)
+    finally:
+        await link.stop()
