@@ -8,10 +8,12 @@ import asyncio
 import contextlib
 import http.server
 import tempfile
-import threading
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -34,48 +36,51 @@ class Option(StrEnum):
 STREAMS = {Option.watched: 16, Option.redis: 64}
 
 
-@contextlib.contextmanager
-def collector() -> Iterator[str]:
+class Collector(http.server.BaseHTTPRequestHandler):
     """An OTLP collector that takes all and keeps nothing."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
-            """It has nothing to say."""
+    def log_message(self, format: str, *args: object) -> None:
+        """It has nothing to say."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+
+def collect(port: Connection) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        port.send(server.server_address[1])
+        server.serve_forever()
+
+
+def scrape(url: str) -> None:
+    """/metrics, once a second."""
+    while True:
+        with urllib.request.urlopen(f"{url}/metrics") as answer:
+            answer.read()
+        time.sleep(1)
 
 
 @contextlib.contextmanager
-def scraping(target: Target) -> Iterator[None]:
-    """/metrics, once a second."""
-    over = threading.Event()
-
-    def scrape() -> None:
-        while not over.wait(1):
-            with urllib.request.urlopen(f"{target.url}/metrics") as answer:
-                answer.read()
-
-    thread = threading.Thread(target=scrape)
-    thread.start()
-    yield
-    over.set()
-    thread.join()
+def beside(work: Callable[..., None], *args: object) -> Iterator[None]:
+    """In a process of its own: the load generator has a stream's tokens to take in time."""
+    process = get_context("spawn").Process(target=work, args=args, daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
 
 
 @contextlib.contextmanager
 def flags_for(option: Option, folder: Path) -> Iterator[Flags]:
     if option == Option.watched:
-        with collector() as url:
-            yield {"otlp_endpoint": url}
+        ours, theirs = Pipe()
+        with beside(collect, theirs):
+            yield {"otlp_endpoint": f"http://127.0.0.1:{ours.recv()}"}
     else:
         with own_redis(folder) as url:
             yield {"tapes": url}
@@ -98,7 +103,7 @@ def main(
         def rate(target: Target, seed: str, *, scraped: bool = False) -> float:
             count = STREAMS[option]
             load = Load(2 * count, count, new_tokens=new_tokens, seed=seed)
-            with scraping(target) if scraped else contextlib.nullcontext():
+            with beside(scrape, target.url) if scraped else contextlib.nullcontext():
                 return asyncio.run(run(target, load)).figures.tokens_per_second
 
         ratios = []
