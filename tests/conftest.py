@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as app/engine_link.py does; before torch
+if "PYTEST_XDIST_WORKER" in os.environ:  # two at a time already share the processors
+    os.environ |= {"OMP_NUM_THREADS": "1", "TICKERTAPE_THREADS": "1"}
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from tests.server import RunningServer, running
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--requests", type=int, default=2000, help="of tests/e2e/test_many_requests.py"
+        "--requests", type=int, default=1000, help="of tests/e2e/test_many_requests.py"
     )
     parser.addoption("--minutes", type=float, default=0.2, help="of tests/e2e/test_soak.py")
     parser.addoption(
@@ -38,16 +40,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Ray is heavy: `make cluster-test` has its tests, `make test` has not."""
     return True if collection_path.name == "test_cluster.py" and not config.option.cluster else None
-
-
-MODEL_TESTS = Path(__file__).parent / "model"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Only what computes and looks at no clock shares the processors: `make test` runs it apart."""
-    for item in items:
-        if not item.path.is_relative_to(MODEL_TESTS):
-            item.add_marker("alone")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -145,6 +145,7 @@ async def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(
     assert "from 1 to 8191" in error["message"]
 
 
+@pytest.mark.alone
 async def test_refusals_are_quick_and_leave_the_engine_alone(
     server: RunningServer, http: httpx.AsyncClient
 ) -> None:
@@ -172,6 +173,7 @@ async def test_a_body_over_the_limit_is_413(http: httpx.AsyncClient) -> None:
     assert "--max-body-size" in error_of(response)["message"]
 
 
+@pytest.mark.alone
 async def test_many_wrong_entries_do_not_hold_up_the_loop(http: httpx.AsyncClient) -> None:
     bias = {f"x{number}": 1 for number in range(30_000)}
     began = time.perf_counter()

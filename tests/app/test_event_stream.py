@@ -169,6 +169,7 @@ def test_payloads_of_any_size(size: int) -> None:
     assert parse(*pieces(raw, 1 << 14)) == [message("x" * size)]
 
 
+@pytest.mark.alone
 def test_a_long_line_in_small_pieces_takes_linear_time() -> None:
     def seconds(size: int) -> float:
         chunks = pieces(b"data: " + b"x" * size + b"\n\n", 8)

@@ -216,6 +216,7 @@ def test_integer_fields_are_all_found() -> None:
 @pytest.mark.parametrize(
     "stop", ["x" * 1_000_000, ["x"] * 10_000, ["x" * 256] * 17, ["x" * 257], [["x"]], [None]]
 )
+@pytest.mark.alone
 async def test_a_million_characters_of_stop_strings(http: httpx.AsyncClient, stop: Any) -> None:
     began = time.perf_counter()
     answer = await http.post("/generate", json={"prompt": "x", "stop": stop})
@@ -225,6 +226,7 @@ async def test_a_million_characters_of_stop_strings(http: httpx.AsyncClient, sto
     assert time.perf_counter() - began < 0.5
 
 
+@pytest.mark.alone
 async def test_as_many_stop_strings_as_may_be_take_no_time(http: httpx.AsyncClient) -> None:
     """The matcher is linear: strings that almost match, again and again."""
     stop = ["a" * 200 + chr(ord("b") + number) for number in range(16)]
@@ -326,6 +328,7 @@ async def test_random_bytes_never_are_an_error_of_ours(tiny_server: RunningServe
 # ---- section 3: the machine runs short
 
 
+@pytest.mark.alone
 def test_fd_limit_64_recovers_when_they_are_freed(tmp_path: Path, tiny_model: Path) -> None:
     with running(tmp_path / "log", "--model", str(tiny_model)) as server:
         pid = server.process.pid

@@ -311,6 +311,7 @@ async def test_cve_2025_48956_a_huge_header_takes_no_memory(tiny_server: Running
     assert grown < 2 * MIB
 
 
+@pytest.mark.alone
 def test_500_slow_headers_are_closed_and_hold_up_nobody(tiny_server: RunningServer) -> None:
     slow: dict[socket.socket, float] = {}
     lived, times = [], []

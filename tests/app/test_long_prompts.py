@@ -12,6 +12,8 @@ import pytest
 
 from tests.server import RunningServer
 
+pytestmark = pytest.mark.alone
+
 MEGABYTE = 1 << 20
 STREAM = {
     "prompt": "Once",

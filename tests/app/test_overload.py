@@ -13,6 +13,8 @@ from app.client import Client, Done
 from tests.answers import Reading, read_all, read_into, typing
 from tests.server import RunningServer, running
 
+pytestmark = pytest.mark.alone
+
 SEATS, WAITING = 2, 3
 FULL = SEATS + WAITING
 LONG: dict[str, Any] = {"prompt": "Once", "max_length": 4000, "ignore_eos": True}

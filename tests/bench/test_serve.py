@@ -64,6 +64,7 @@ def test_it_measures_a_server_that_runs(server: RunningServer, tmp_path: Path) -
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_it_starts_and_ends_its_own_server_beside_the_bare_engine(tmp_path: Path) -> None:
     engine = ["--dtype", "float32", "--kv-cache-memory", "64MiB", "--no-prefix-cache"]
     arguments = ["--concurrency", "2", *engine, *SMALL]

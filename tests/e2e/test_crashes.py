@@ -88,6 +88,7 @@ async def becomes(http: httpx.AsyncClient, status: int, seconds: float) -> float
     return time.monotonic() - began
 
 
+@pytest.mark.alone
 async def test_killed_with_32_streams_running_all_end_as_if_nothing_had_been(
     own: RunningServer, http: httpx.AsyncClient, undisturbed: list[list[int]]
 ) -> None:

@@ -76,6 +76,7 @@ def check(status: int, body: bytes) -> None:
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.alone
 def test_requests_gone_wrong_do_no_harm(small: RunningServer, pytestconfig: pytest.Config) -> None:
     statuses: Counter[tuple[str, int]] = Counter()
     slowest = 0.0

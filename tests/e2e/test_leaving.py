@@ -130,6 +130,7 @@ async def leaver(server: RunningServer) -> asyncio.StreamWriter:
     return writer
 
 
+@pytest.mark.alone
 async def test_readers_that_take_nothing_are_cut_and_cost_the_others_nothing(
     own: RunningServer, http: httpx.AsyncClient
 ) -> None:

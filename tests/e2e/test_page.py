@@ -105,6 +105,7 @@ async def test_text_grows_step_by_step(page: Page, server: Server) -> None:
     assert shown == PROMPT + continuation
 
 
+@pytest.mark.alone
 async def test_stop_frees_the_engine_within_a_second(page: Page, server: Server) -> None:
     await open_page(page, server, max_length=LONG)
     await start(page)
@@ -165,6 +166,7 @@ async def test_refused_value_is_explained_beside_its_field(page: Page, server: S
     await expect_text(page)
 
 
+@pytest.mark.alone
 async def test_keyboard_alone_generates_and_stops(page: Page, server: Server) -> None:
     await open_page(page, server, max_length=LONG)
     await page.focus("#prompt")

@@ -211,6 +211,7 @@ async def test_a_beginning_that_is_kept_no_longer_is_told_to_the_end(
         assert own.stop() == 0
 
 
+@pytest.mark.long
 async def test_the_engine_dies_while_it_types_and_the_text_goes_on(
     page: Page, tmp_path: Path
 ) -> None:

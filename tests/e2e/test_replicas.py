@@ -263,11 +263,16 @@ async def test_rolling_update(mortal: Replicas) -> None:
 
 
 @pytest.mark.parametrize(
-    "empty",
-    [False, pytest.param(True, marks=pytest.mark.long)],
-    ids=["as it was", "without its data"],
+    ("seconds", "empty"),
+    [
+        pytest.param(0, False, id="as it was"),
+        pytest.param(5, False, id="after longer than a lease", marks=pytest.mark.long),
+        pytest.param(0, True, id="without its data", marks=pytest.mark.long),
+    ],
 )
-async def test_redis_goes_and_comes_back(model: Path, tmp_path: Path, *, empty: bool) -> None:
+async def test_redis_goes_and_comes_back(
+    model: Path, tmp_path: Path, seconds: float, *, empty: bool
+) -> None:
     """Streams pause and go on; what begins meanwhile is told to come back."""
     with redis(tmp_path) as store:
         async with two(model, store, tmp_path) as replicas:
@@ -284,6 +289,7 @@ async def test_redis_goes_and_comes_back(model: Path, tmp_path: Path, *, empty: 
             assert refused.status_code == 503
             assert "Retry-After" in refused.headers
             assert (await http.get("/ready")).status_code == 503
+            await asyncio.sleep(seconds)
             store.start(empty=empty)
             await asyncio.gather(*tasks)
             assert [reading.token_ids for reading in readings] == [r.token_ids for r in calm]

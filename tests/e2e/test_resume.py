@@ -56,7 +56,7 @@ def request(method: str) -> dict[str, Any]:
     return {"method": "POST", "url": "/generate", "json": BODY | {"stream": True}}
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("method", ["GET", pytest.param("POST", marks=pytest.mark.long)])
 async def test_cut_and_resumed_at_every_entry_it_is_the_uncut_answer(
     small: RunningServer, reader: httpx.AsyncClient, method: str
 ) -> None:

@@ -62,6 +62,7 @@ async def shut_down(http: httpx.AsyncClient) -> str:
     return str(reading.done["finish_reason"])
 
 
+@pytest.mark.alone
 async def test_sigterm_ends_50_streams_in_order(
     own: RunningServer, http: httpx.AsyncClient
 ) -> None:
@@ -98,6 +99,7 @@ async def test_a_stream_can_be_resumed_while_the_server_drains(
     assert reading.done["finish_reason"] == "shutdown"
 
 
+@pytest.mark.alone
 async def test_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
     with running(tmp_path / "log", "--shutdown-grace", "60") as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:

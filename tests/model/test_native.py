@@ -29,6 +29,8 @@ from tests.model.random_models import (
     request,
 )
 
+pytestmark = pytest.mark.alone  # two threads that wait for each other
+
 LENGTH = 150  # three spans, the last not full
 
 
