@@ -122,10 +122,11 @@ def _check_whole(tape: Tape, end: End, *, own_timeout: bool) -> None:
         raise APIError(500, end.error or "the generation failed; try again", code="engine_error")
     if end.finish_reason == "timeout" and not tape.num_tokens and not own_timeout:
         raise try_later(503, end.error or "it timed out", code="timeout")
-    if tape.num_dropped:
+    if tape.num_dropped:  # a client that tries again by itself shall not do so here
         raise APIError(
-            500,
-            "the answer outgrew --max-tape-memory; stream it, or ask for fewer logprobs",
+            422,
+            "the answer outgrew --max-tape-memory; stream it, or ask for less: fewer logprobs, "
+            "choices or tokens",
             code="tape_too_large",
         )
 

@@ -14,6 +14,7 @@ from schemathesis.generation.meta import TestPhase
 
 CONTEXT = int(os.environ.get("FUZZ_CONTEXT", "512"))
 CHOICES = 128
+CHOICES_WITH_LOGPROBS, LENGTH_WITH_LOGPROBS = 16, 64  # more may outgrow --max-tape-memory
 ROOM_FOR_A_TEMPLATE = 32
 
 LENGTHS = ("max_length", "max_tokens", "max_completion_tokens", "max_output_tokens")
@@ -60,13 +61,16 @@ def _fit(fields: dict[str, Any], length: int) -> None:
         fields |= {name: SHORT[name] for name in SHORT if name in fields}
         fields.pop("instructions", None)
         left = _left(fields)
+    if fields.get("logprobs"):
+        left = min(left, LENGTH_WITH_LOGPROBS)
     for name in LENGTHS:
         if fields.get(name) is not None:
             fields[name] = length = min(int(fields[name]), left)
     if fields.get("min_tokens") is not None:
         fields["min_tokens"] = min(int(fields["min_tokens"]), length, left)
     if fields.get("n") is not None:
-        fields["n"] = min(int(fields["n"]), CHOICES // _num_prompts(fields.get("prompt")))
+        most = CHOICES_WITH_LOGPROBS if fields.get("logprobs") else CHOICES
+        fields["n"] = min(int(fields["n"]), max(most // _num_prompts(fields.get("prompt")), 1))
     if isinstance(choice := fields.get("tool_choice"), dict):
         choice["function"]["name"] = fields["tools"][0]["function"]["name"]
 

@@ -144,5 +144,5 @@ async def test_what_a_tape_keeps_no_longer_is_a_gap(tmp_path: Path) -> None:
             inside = await http.get(f"{location}?after={missing}")
             assert "event: gap" not in inside.text
             whole = await http.post("/generate", json=BODY)
-            assert whole.status_code == 500
+            assert whole.status_code == 422
             assert "--max-tape-memory" in whole.json()["error"]["message"]
