@@ -27,8 +27,8 @@ from tests.tiny import CHAT_TEMPLATE, tiny_llama
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
 
 STREAMS = 32
-LONG = 400
-LONGER = 600  # so that some are under way whatever happens
+LONG = 1500  # tokens: a fast machine must not be done before the kill
+LASTING = 600
 SECONDS = 90  # for what Ray takes its time for
 
 
@@ -191,7 +191,7 @@ async def test_an_answer_has_one_request_id(http: httpx.AsyncClient) -> None:
 
 async def test_a_stream_whose_reader_leaves_pauses(http: httpx.AsyncClient) -> None:
     http.headers["X-Session-Id"] = "mine"
-    async with typing(http, body(1, LONGER)) as (reading, _):
+    async with typing(http, body(1, LASTING)) as (reading, _):
         pass
     async with asyncio.timeout(30):
         while (await http.get("/health")).json()["paused"] != 1:
@@ -252,7 +252,7 @@ class Traffic:
     async def _ask(self, number: int) -> None:
         while number < len(self._tasks):
             seed = (number + self.num_streams) % len(self._calm)
-            reading = await read_all(self._http, body(seed, LONGER))
+            reading = await read_all(self._http, body(seed, LASTING))
             assert reading.token_ids == self._calm[seed].token_ids
             assert reading.done
             self.num_streams += 1
@@ -270,13 +270,13 @@ class Traffic:
 
 
 async def calm_readings(http: httpx.AsyncClient, count: int) -> list[Reading]:
-    return await asyncio.gather(*(read_all(http, body(seed, LONGER)) for seed in range(count)))
+    return await asyncio.gather(*(read_all(http, body(seed, LASTING)) for seed in range(count)))
 
 
 async def test_rolling_update(cluster: Cluster, http: httpx.AsyncClient) -> None:
     before = await cluster.replicas_become(http, 2)
     calm = await calm_readings(http, 8)
-    alone = body(3, LONGER) | {"on_disconnect": "continue"}
+    alone = body(3, LASTING) | {"on_disconnect": "continue"}
     traffic = Traffic(http, calm)
     traffic.grow(8)
     async with typing(http, alone) as (reading, _):
