@@ -23,11 +23,11 @@ run: $(VENV)/.run ## serve on HOST:PORT (127.0.0.1:8000) the MODEL (smollm2-135m
 cluster: $(VENV)/.cluster ## two replicas on Ray Serve and a Redis, on this machine; flags in ARGS
 	@exec $(BIN)/tickertape cluster $(FLAGS) $(ARGS)
 
-test: $(VENV)/.test ## most tests, at least a quarter of an hour on two slow cores
+test: $(VENV)/.test ## most tests, a quarter of an hour on two slow cores
 	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone and not long" $(ARGS)
 	@$(BIN)/pytest -m "alone and not long" $(ARGS)
 
-test-long: $(VENV)/.test ## the tests that take longest, a quarter of an hour
+test-long: $(VENV)/.test ## the tests that take longest, and the whole of what `make test` samples
 	@$(BIN)/pytest -m long -s $(ARGS)
 
 cluster-test: $(VENV)/.test $(VENV)/.cluster ## the tests of the cluster: about 5 minutes
