@@ -126,6 +126,7 @@ async def serve(settings: Settings, link: EngineLink) -> None:
     # What start-up made stays: a full collection would walk it all, 60 ms in which no token moves.
     gc.freeze()
     server = Server(config)
+    await asyncio.sleep(0)  # a Ctrl-C that has come by now ends it here, not in uvicorn's start-up
     await server.serve()
     if server.failure:
         raise ModelLoadError(str(server.failure))

@@ -136,6 +136,20 @@ async def test_a_signal_to_the_whole_group_while_it_loads_is_no_failure(tmp_path
         assert await asyncio.to_thread(server.process.wait, 10) == 0, server.log.read_text()
 
 
+def test_ctrl_c_before_there_is_a_server_says_nothing(tmp_path: Path) -> None:
+    """The engine is there already, the application is being imported."""
+    with running(tmp_path / "log", ready=False) as server:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        deadline = time.monotonic() + 30
+        while not (engine := children.read_text()):
+            assert time.monotonic() < deadline, "no engine was started"
+            time.sleep(0.001)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(10) == 130
+        assert server.log.read_text() == ""
+        assert gone(int(engine), 5)
+
+
 async def test_an_engine_that_hangs_does_not_hold_up_the_end(
     own: RunningServer, http: httpx.AsyncClient
 ) -> None:
