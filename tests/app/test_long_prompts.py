@@ -92,10 +92,6 @@ class Measured:
     health: float  # the slowest answer, in seconds
     pace: float  # ITL p99 beside the megabyte, over that before
 
-    @property
-    def is_well(self) -> bool:
-        return self.health < 0.1 and self.pace < 2
-
 
 @pytest.fixture(
     scope="module",
@@ -107,18 +103,18 @@ async def measured(
 ) -> Measured:
     """The pace before is that of equal streams, with /health asked as often.
 
-    The best of three: what else goes on on the machine only adds.
+    The best pace of three, as what else goes on on the machine only adds, and the slowest /health.
     """
     folder, name = tmp_path_factory.mktemp("megabyte"), request.param
     rounds: list[Measured] = []
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-        while len(rounds) < 3 and not (rounds and rounds[-1].is_well):
+        while len(rounds) < 3 and not (rounds and rounds[-1].pace < 2):
             usual, busy = Watch(http), Watch(http)
             await usual.while_(asyncio.create_task(asyncio.sleep(3)))
             await busy.while_(asyncio.create_task(ask_all(server.url, TEXTS[name], folder)))
             rounds.append(Measured(max(busy.health), busy.itl_p99 / usual.itl_p99))
             print(f"{name}: {rounds[-1]}")
-    return next((found for found in rounds if found.is_well), rounds[-1])
+    return Measured(max(r.health for r in rounds), min(r.pace for r in rounds))
 
 
 async def test_health_answers_while_a_megabyte_is_tokenized(measured: Measured) -> None:

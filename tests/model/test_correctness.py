@@ -107,7 +107,7 @@ def test_alone_equals_together_and_in_any_order(
 ) -> None:
     enough = 48
     beginnings = [output[:enough] for output in outputs]
-    for index in (0, 3):
+    for index in (index for index in (0, 3, 9, 18) if index < len(prompt_ids)):
         assert generate(engine, [prompt_ids[index]], greedy(enough)) == [beginnings[index]]
     backwards = generate(engine, prompt_ids[::-1], greedy(enough))
     assert backwards[::-1] == beginnings
