@@ -74,12 +74,11 @@ class Limits:
     _places: list[Place] = field(default_factory=list)
 
     @contextmanager
-    def begin(self, owner: str, client: str, sequences: int = 1) -> Iterator[Place]:
+    def begin(self, who: str, sequences: int = 1) -> Iterator[Place]:
         """A place for so many sequences: `hold` the tape in it, else it is free after the block.
 
         Raises APIError 429, or 422 for more than there can ever be. A resume must not come here.
         """
-        who = owner or client
         self._check_places(who, sequences)
         self._count_start(who)
         place = Place(who, sequences)

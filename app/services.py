@@ -60,6 +60,11 @@ class Caller:
     address: str
     tape: Tape | None = None
 
+    @property
+    def client(self) -> str:
+        """Whose share of the server a request counts towards: a key's, or else an address's."""
+        return self.owner or self.address
+
 
 def caller_of(request: Request) -> Caller:
     """Looked up once for each request. Raises APIError 401 without a key where one is needed."""

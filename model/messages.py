@@ -39,7 +39,8 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
 
     Lower `priority` goes first. Only sequences with the same `salt` share cached prefixes.
     `output_ids` are what an engine that died had brought forth: the next token is the one after.
-    With `pause_after_one` it is paused as soon as it has its next token.
+    With `pause_after_one` it is paused as soon as it has its next token. Sequences of one `client`
+    share what the scheduler gives to each client.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     salt: str = ""
     output_ids: list[int] = []
     pause_after_one: bool = False
+    client: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

@@ -53,7 +53,7 @@ async def _begun(
     claim = Claim(f"{caller.owner}:{key}", _digest(fields)) if key else None
     if claim and (tape := await services.registry.claimed(claim)):
         return tape
-    with services.limits.begin(caller.owner, caller.address, len(ask.prompts) * ask.n) as place:
+    with services.limits.begin(caller.client, len(ask.prompts) * ask.n) as place:
         admitted = await services.admission.admit(ask)
         plan = Plan(
             admitted.prompts,
@@ -63,6 +63,7 @@ async def _begun(
             priority=fields.priority,
             salt=f"{caller.owner}:{fields.cache_salt or ''}",  # others find nothing of it
             owner=caller.owner,
+            client=caller.client,
             claim=claim,
             origin=origin,
         )

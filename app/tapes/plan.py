@@ -34,6 +34,7 @@ class Plan:
     Lower `priority` goes first. Only tapes with the same `salt` share cached prefixes. `owner` is
     the API key that may read it, as app/security.py names it. `origin` is what the surface that
     began the tape needs to tell of it later, in JSON's types. `created` is in seconds since 1970.
+    `client` is whose share of the server it counts towards: `owner`, or else an address.
     """
 
     prompts: list[list[int]]
@@ -43,6 +44,7 @@ class Plan:
     priority: int = 0
     salt: str = ""
     owner: str = ""
+    client: str = ""
     claim: Claim | None = None
     origin: Mapping[str, Any] | None = None
     created: float = field(default_factory=time.time)
@@ -63,6 +65,7 @@ class Plan:
                 _with_seed(self.params, self.params.seed + copy),
                 self.priority,
                 self.salt,
+                client=self.client,
             )
             for index, (prompt, copy) in enumerate(copies)
         ]

@@ -21,14 +21,14 @@ class Ending:
     end: object | None = None
 
 
-def refused(limits: Limits, owner: str = "", client: str = "", sequences: int = 1) -> APIError:
-    with pytest.raises(APIError) as error, limits.begin(owner, client, sequences):
+def refused(limits: Limits, client: str = "", sequences: int = 1) -> APIError:
+    with pytest.raises(APIError) as error, limits.begin(client, sequences):
         pass
     return error.value
 
 
-def start(limits: Limits, owner: str = "", client: str = "", sequences: int = 1) -> Ending:
-    with limits.begin(owner, client, sequences) as place:
+def start(limits: Limits, client: str = "", sequences: int = 1) -> Ending:
+    with limits.begin(client, sequences) as place:
         tape = Ending()
         place.hold(tape)
         return tape
@@ -92,7 +92,7 @@ def test_a_place_is_free_when_its_tape_has_ended() -> None:
 
 def test_a_place_is_taken_before_its_tape_is_there_and_free_without_one() -> None:
     limits = Limits(at_once=1)
-    with limits.begin("alice", ""):
+    with limits.begin("alice"):
         assert refused(limits, "alice").code == "too_many_concurrent"
     start(limits, "alice")
 
