@@ -1,29 +1,34 @@
 """What may start: checked here, before any header leaves and before the engine is touched."""
 
-import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
+from app.caller import Caller
 from app.dialects import tool_calls
 from app.engine_link import EngineLink
 from app.errors import out_of_range, try_later
-from app.long_texts import LongTexts
-from app.schemas.ask import Ask, Conversation, Prompt
+from app.preparation import Preparation
+from app.schemas.ask import Ask, Prompt
 from app.schemas.sampling import SamplingFields
 from app.tapes.registry import Registry
 from app.tapes.store import unreachable
-from model import grammar
-from model.chat_template import ChatTemplate, ChatTemplateError, Text, chat_parts
 from model.config import ModelConfig
-from model.messages import LongText
+from model.messages import (
+    Conversation,
+    Decode,
+    Encode,
+    Tokenize,
+    Tokenized,
+    id_array,
+    ids_of,
+)
 from model.sampling import SamplingParams
 from model.tokenizer import Tokenizer
 
-_SHORT = 4096  # characters; tokenizing so few takes less time than a thread's start
-_LONG = 1 << 16  # characters; to tokenize so many takes a thread more than 15 ms
-_CHARACTERS_PER_TOKEN = 8  # ordinary text has about four
+# What is done right here, because to have it done elsewhere takes as long.
+_FEW_CHARACTERS = 4096
+_FEW_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,131 +42,126 @@ class Admitted:
 @dataclass(frozen=True, slots=True)
 class Admission:
     tokenizer: Tokenizer
-    long_texts: LongTexts
-    chat_template: ChatTemplate | None
+    preparation: Preparation
+    chat_template: str | None
     config: ModelConfig
     link: EngineLink
     registry: Registry
     max_model_len: int
     capacity: int
 
-    async def admit(self, ask: Ask) -> Admitted:
+    async def admit(self, ask: Ask, caller: Caller) -> Admitted:
         """Raises APIError: 422 for what can never be served, 429 and 503 for what may be later.
 
-        The last are checked first, for little, and again when the prompts are known.
+        The last are checked first, for little, and again when the prompts are known. A caller who
+        leaves meanwhile raises CallerLeftError.
         """
         count = len(ask.prompts) * ask.n
         self._check_load(count)
         check_token_ids(ask.fields, self.config.vocab_size)
-        await self._check_grammar(ask)
-        prompts = [await self.token_ids(prompt, ask.prompt_name) for prompt in ask.prompts]
+        prompts = await self._token_ids(ask.prompts, ask.prompt_name, caller)
+        grammar = await self._grammar(ask, caller)
         max_tokens = room(ask, max(map(len, prompts)), self.context)
         self._check_load(count)
-        return Admitted(prompts, sampling_params(ask, max_tokens))
+        return Admitted(prompts, sampling_params(ask, max_tokens, grammar))
 
-    async def _check_grammar(self, ask: Ask) -> None:
-        """Off the loop: a hostile one costs a second."""
+    async def _grammar(self, ask: Ask, caller: Caller) -> str | None:
         if ask.grammar is None:
-            return
-        try:
-            await asyncio.to_thread(grammar.check, ask.grammar)
-        except grammar.GrammarError as error:
-            raise out_of_range(ask.grammar_name, str(error)) from None
+            return None
+        making = self.preparation.grammar(ask.grammar, caller.client, ask.grammar_name)
+        return await caller.unless_left(making)
 
     @property
     def has_tools(self) -> bool:
         """Whether the model was trained to call tools, in a way that we read."""
-        return bool(self.chat_template and tool_calls.understands(self.chat_template.source))
+        return bool(self.chat_template and tool_calls.understands(self.chat_template))
 
     @property
     def context(self) -> int:
         """How many tokens prompt and output may have together."""
         return self.link.info.max_model_len if self.link.info else self.max_model_len
 
-    async def token_ids(self, prompt: Prompt, name: str = "prompt") -> list[int]:
-        """Ids of the prompt. Raises APIError 422 when they are none, or fill the context."""
-        if not isinstance(prompt, list):
-            text = prompt if isinstance(prompt, str) else prompt.text
-            head = text[: self.context * _CHARACTERS_PER_TOKEN]
-            if len(head) < len(text):  # so that a book is refused before all of it is read
-                self._of_good_length(await self._encode(head), name, at_least=0, cut=True)
-        return self._of_good_length(await self.encode(prompt, name), name)
-
-    async def encode(self, prompt: Prompt, name: str = "prompt") -> Sequence[int]:
-        """Ids of the prompt, however many. Raises APIError 422 where it cannot be encoded."""
-        match prompt:
-            case str():
-                return await self._encode(prompt)
-            case list():
+    async def _token_ids(
+        self, prompts: Sequence[Prompt], name: str, caller: Caller
+    ) -> list[list[int]]:
+        """Ids of each prompt. Raises APIError 422 when they are none, or fill the context."""
+        texts = [prompt for prompt in prompts if not isinstance(prompt, list)]
+        encoded = iter(await self._encoded(texts, name, caller))
+        found = []
+        for prompt in prompts:
+            if isinstance(prompt, list):
+                self._check_length(len(prompt), name)
                 self.check_ids(prompt, name)
-                return prompt
-            case _:
-                return await self._render(prompt)
+                found.append(prompt)
+            else:
+                found.append(next(encoded))
+        return found
+
+    async def _encoded(
+        self, texts: list[str | Conversation], name: str, caller: Caller
+    ) -> list[list[int]]:
+        if _are_short(texts):
+            found = [self.tokenizer.encode(text) for text in texts if isinstance(text, str)]
+            for ids in found:
+                self._check_length(len(ids), name)
+            return found
+        self._check_template(texts)
+        job = Encode(texts, self.context)
+        encoded = await caller.unless_left(self.preparation.encode(job, caller.client, name))
+        for count, text in zip(encoded.counts, texts, strict=True):
+            cut = isinstance(text, str) and len(text) > count
+            self._check_length(count, name, at_least=cut)
+        return [ids_of(ids) for ids in encoded.ids]
+
+    async def tokenized(self, prompt: str | Conversation, name: str, caller: Caller) -> Tokenized:
+        """All tokens of a prompt, however many."""
+        self._check_template([prompt])
+        job = Tokenize(prompt)
+        return await caller.unless_left(self.preparation.tokenize(job, caller.client, name))
+
+    async def texts_of(
+        self, prompts: Sequence[list[int]], name: str, caller: Caller, *, skip_special: bool = True
+    ) -> list[str]:
+        """The text of each list of token ids. Raises APIError 422 for an id that there is not."""
+        for ids in prompts:
+            self.check_ids(ids, name)
+        if sum(map(len, prompts)) <= _FEW_TOKENS:
+            return [self.tokenizer.decode(ids, skip_special=skip_special) for ids in prompts]
+        job = Decode([id_array(ids).tobytes() for ids in prompts], skip_special)
+        decoding = self.preparation.decode(job, caller.client, name)
+        return (await caller.unless_left(decoding)).texts
+
+    async def echo(self, prompts: Sequence[str | list[int]], caller: Caller) -> list[str]:
+        """Prompts as texts. Raises APIError 422 for one that fills the context."""
+        lists = [prompt for prompt in prompts if isinstance(prompt, list)]
+        for ids in lists:
+            self._check_length(len(ids), "prompt")
+        texts = iter(await self.texts_of(lists, "prompt", caller))
+        return [prompt if isinstance(prompt, str) else next(texts) for prompt in prompts]
 
     def check_ids(self, ids: list[int], name: str) -> None:
         """Raises APIError 422 for an id that the model does not have."""
         size = self.config.vocab_size
-        if wrong := [token_id for token_id in ids if not 0 <= token_id < size]:
-            raise out_of_range(name, f"token ids go from 0 to {size - 1}, not {wrong[0]}")
+        if ids and not (min(ids) >= 0 and max(ids) < size):
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            raise out_of_range(name, f"token ids go from 0 to {size - 1}, not {wrong}")
 
-    def _of_good_length(
-        self, ids: Sequence[int], name: str, *, at_least: int = 1, cut: bool = False
-    ) -> list[int]:
-        if len(ids) < at_least:
+    def _check_length(self, count: int, name: str, *, at_least: bool = False) -> None:
+        if not count:
             raise out_of_range(name, "holds no token; give at least one character")
-        if len(ids) >= self.context:
-            counted = f"more than {len(ids)} tokens" if cut else f"{len(ids)} tokens"
+        if count >= self.context:
+            counted = f"more than {count} tokens" if at_least else f"{count} tokens"
             raise out_of_range(
                 name,
                 f"has {counted}; this model's context is {self.context} tokens for prompt and "
                 f"output together, so it must have from 1 to {self.context - 1}",
             )
-        return list(ids)
 
-    async def _encode(
-        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
-    ) -> Sequence[int]:
-        """Off the loop where it takes long, and in another process where it takes longer."""
-        if len(text) >= _LONG:
-            return await self.long_texts.encode(LongText(text, add_special_tokens, parse_special))
-        encode = partial(
-            self.tokenizer.encode,
-            text,
-            add_special_tokens=add_special_tokens,
-            parse_special=parse_special,
-        )
-        return encode() if len(text) <= _SHORT else await asyncio.to_thread(encode)
-
-    async def _render(self, conversation: Conversation) -> list[int]:
-        """The model's own way to write a conversation. Raises APIError where it has none."""
-        ids: list[int] = []
-        for part in await self._parts(conversation):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                ids += await self._encode(
-                    part.text, add_special_tokens=False, parse_special=part.trusted
-                )
-        return ids
-
-    async def _parts(self, conversation: Conversation) -> list[int | Text]:
-        if self.chat_template is None:
+    def _check_template(self, texts: Sequence[str | Conversation]) -> None:
+        if self.chat_template is None and any(isinstance(text, Conversation) for text in texts):
             raise out_of_range(
                 "messages", "this model has no chat template; use /v1/completions or /generate"
             )
-        parts = partial(
-            chat_parts,
-            self.tokenizer,
-            self.chat_template,
-            conversation.messages,
-            **conversation.extra,
-        )
-        try:
-            if len(conversation.text) <= _SHORT and not conversation.extra:
-                return parts()
-            return await asyncio.to_thread(parts)
-        except ChatTemplateError as error:
-            raise out_of_range("messages", str(error)) from None
 
     def check_ready(self) -> None:
         """Raises APIError 503 while the engine takes no work."""
@@ -183,6 +183,13 @@ class Admission:
                 code="queue_full",
                 seconds=seconds,
             )
+
+
+def _are_short(texts: Sequence[str | Conversation]) -> bool:
+    """Plain texts of so few characters together that they are tokenized right here."""
+    if not all(isinstance(text, str) for text in texts):
+        return False
+    return sum(len(text) for text in texts if isinstance(text, str)) <= _FEW_CHARACTERS
 
 
 def check_token_ids(fields: SamplingFields, vocab_size: int) -> None:
@@ -214,7 +221,7 @@ def room(ask: Ask, num_prompt: int, context: int) -> int:
     return max_tokens
 
 
-def sampling_params(ask: Ask, max_tokens: int) -> SamplingParams:
+def sampling_params(ask: Ask, max_tokens: int, grammar: str | None = None) -> SamplingParams:
     """The wire's words -> the sampler's. A request without a seed gets one, to survive restarts."""
     fields = ask.fields
     return SamplingParams(
@@ -233,5 +240,5 @@ def sampling_params(ask: Ask, max_tokens: int) -> SamplingParams:
         ignore_eos=fields.ignore_eos,
         min_tokens=fields.min_tokens,
         logprobs=ask.logprobs,
-        grammar=ask.grammar,
+        grammar=grammar,
     )

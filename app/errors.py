@@ -97,6 +97,17 @@ def body_too_large(limit: int) -> APIError:
     )
 
 
+def bodies_too_large(limit: int) -> APIError:
+    """429. The rest of the body is not read, so the connection can serve nothing more."""
+    return APIError(
+        429,
+        f"the bodies of your requests under way take too much of the {limit} bytes that there are "
+        "for those of all clients; try again when some of them are answered",
+        code="bodies_too_large",
+        headers={"Connection": "close", "Retry-After": "1"},
+    )
+
+
 def install(app: FastAPI) -> None:
     """Give every error of this app the one shape."""
 

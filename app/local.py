@@ -13,14 +13,14 @@ from app.client import Done, Event, GenerationError, Options, TickertapeError, T
 from app.dialects.native import logprobs_data
 from app.engine_link import EngineError, EngineLink, configuration
 from app.errors import APIError, from_validation
+from app.preparation import Preparation
 from app.schemas.native import GenerateFields
 from app.settings import EngineSettings
 from app.tapes.tape import Choice, Tape
-from model.chat_template import ChatTemplate, ChatTemplateError, Message, encode_chat
 from model.errors import ModelLoadError
 from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
-from model.messages import Generate, Started
+from model.messages import Conversation, Encode, Generate, Message, Started, ids_of
 from model.sampling import SamplingParams
 
 
@@ -31,17 +31,20 @@ class LocalModel:
         path = resolve(settings.model)
         checkpoint = open_checkpoint(path)
         self._options = configuration(settings, path)
+        self._preparation = Preparation(path)
         self._tokenizer = checkpoint.tokenizer()
-        self._chat_template = checkpoint.chat_template
+        self._has_chat_template = checkpoint.chat_template is not None
         self._vocab_size = checkpoint.config.vocab_size
 
     async def __aenter__(self) -> Self:
         self._link = EngineLink(self._options)
         await self._link.start()
+        if self._has_chat_template:
+            await self._preparation.start()
         try:
             self._context = (await self._link.loaded()).max_model_len
         except EngineError as error:
-            await self._link.stop()
+            await self._stop()
             raise ModelLoadError(str(error)) from None
         return self
 
@@ -51,6 +54,10 @@ class LocalModel:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self._stop()
+
+    async def _stop(self) -> None:
+        await self._preparation.stop()
         await self._link.stop()
 
     async def generate(self, prompt: str, **options: Unpack[Options]) -> AsyncIterator[Event]:
@@ -63,16 +70,14 @@ class LocalModel:
         self, messages: Sequence[Message], **options: Unpack[Options]
     ) -> AsyncIterator[Event]:
         """The model's next turn in a conversation of {"role", "content"} messages."""
-        if self._chat_template is None:
+        if not self._has_chat_template:
             raise TickertapeError("this model has no chat template; use `tickertape generate`")
-        template = ChatTemplate(
-            self._chat_template, self._tokenizer.bos_token, self._tokenizer.eos_token
-        )
+        job = Encode([Conversation(messages)])
         try:
-            prompt_ids = encode_chat(self._tokenizer, template, messages)
-        except ChatTemplateError as error:
-            raise TickertapeError(str(error)) from error
-        async for event in self._stream(prompt_ids, _checked("chat", options)):
+            encoded = await self._preparation.encode(job, client="", name="messages")
+        except APIError as error:
+            raise TickertapeError(error.detail) from error
+        async for event in self._stream(ids_of(encoded.ids[0]), _checked("chat", options)):
             yield event
 
     async def _stream(self, prompt_ids: list[int], fields: GenerateFields) -> AsyncIterator[Event]:

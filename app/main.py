@@ -1,6 +1,5 @@
 """The application: routes, errors and services put together. Nothing is decided here."""
 
-import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,12 +13,13 @@ from app import errors, openapi
 from app.admission import Admission
 from app.dash import Dash
 from app.engine_link import EngineLink, configuration
+from app.fair_share import Shares
 from app.hosts import HostCheck, own_names
 from app.limits import Limits, parse_rates
 from app.logs import TapeLog
-from app.long_texts import LongTexts
 from app.metrics import Metrics
 from app.options import SettingsError
+from app.preparation import Preparation
 from app.requests import Requests
 from app.routes import (
     chat,
@@ -43,13 +43,10 @@ from app.tapes.registry import Registry
 from app.tapes.shelf import Shelf
 from app.tapes.store import TapeStore
 from app.tracing import TraceContext, Tracing
-from model.chat_template import ChatTemplate
-from model.errors import ModelLoadError
-from model.loading.checkpoint import Checkpoint, open_checkpoint
+from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
-from model.tokenizer import Tokenizer
 
-logger = logging.getLogger("tickertape")
+_BODIES = 64 << 20  # bytes of bodies that all clients may have under way
 
 # What a page of another origin may read, beside what every page may.
 EXPOSED = ["X-Tape", "Content-Location", "Location", "Retry-After", "X-Request-Id"]
@@ -69,7 +66,6 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
     model_name = checkpoint.name if Path(settings.model).exists() else settings.model
     # Opened before the first request needs it: the engine loads for longer than this takes.
     tokenizer = checkpoint.tokenizer()
-    chat_template = _chat_template(checkpoint, tokenizer)
     max_model_len = settings.max_model_len or checkpoint.config.max_model_len
     metrics = Metrics(model_name, max_model_len)
     store = _store(settings)
@@ -90,11 +86,12 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
         metrics.watch(link, recovery, registry)
         dashboard.look_at(registry)
         dashboard.start()
-        long_texts = LongTexts(path)
+        preparation = Preparation(path)
+        await preparation.start()
         admission = Admission(
             tokenizer=tokenizer,
-            long_texts=long_texts,
-            chat_template=chat_template,
+            preparation=preparation,
+            chat_template=checkpoint.chat_template,
             config=checkpoint.config,
             link=link,
             registry=registry,
@@ -110,6 +107,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
             admission=admission,
             api_keys=api_keys,
             limits=limits,
+            bodies=Shares(max(_BODIES, 4 * settings.max_body_size)),
             metrics=metrics,
             dash=dashboard,
             tracing=tracing,
@@ -121,7 +119,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
             registry.close()
             await store.flush()
             await dashboard.stop()
-            await long_texts.stop()
+            await preparation.stop()
             if not engine:
                 await link.stop()
             await store.stop()
@@ -213,14 +211,3 @@ def _api_keys(settings: Settings) -> ApiKeys:
         raise SettingsError(
             f"--api-key-file (or TICKERTAPE_API_KEY_FILE): {error}; give a file with one key a line"
         ) from None
-
-
-def _chat_template(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """Without one that works the model still continues texts."""
-    if checkpoint.chat_template is None:
-        return None
-    try:
-        return ChatTemplate(checkpoint.chat_template, tokenizer.bos_token, tokenizer.eos_token)
-    except ModelLoadError as error:
-        logger.warning("no chats: %s", error)
-        return None

@@ -13,9 +13,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.caller import Caller
 from app.logs import of_tape
 from app.metrics import Metrics
-from app.services import Caller
 
 logger = logging.getLogger("tickertape.requests")
 

@@ -8,14 +8,15 @@ from fastapi.security import HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 
 from app.admission import Admission
+from app.caller import Caller
 from app.dash import Dash
 from app.engine_link import EngineLink
+from app.fair_share import Shares
 from app.limits import Limits
 from app.metrics import Metrics
 from app.security import ApiKeys
 from app.settings import Settings
 from app.tapes.registry import Registry
-from app.tapes.tape import Tape
 from app.tracing import Tracing
 
 
@@ -28,6 +29,7 @@ class Services:
     admission: Admission
     api_keys: ApiKeys
     limits: Limits
+    bodies: Shares  # bytes of request bodies that are read or worked on
     metrics: Metrics
     dash: Dash
     tracing: Tracing | None
@@ -49,23 +51,6 @@ ServicesDep = Annotated[Services, Depends(_services)]
 _bearer = HTTPBearer(auto_error=False, description="A key of --api-key-file, where there is one.")
 
 
-@dataclass(slots=True)
-class Caller:
-    """Who asks: `owner` is whose tapes they may read, and make; "" where there are no keys.
-
-    `tape` is the one that they have begun or found: what the log tells of the request.
-    """
-
-    owner: str
-    address: str
-    tape: Tape | None = None
-
-    @property
-    def client(self) -> str:
-        """Whose share of the server a request counts towards: a key's, or else an address's."""
-        return self.owner or self.address
-
-
 def caller_of(request: Request) -> Caller:
     """Looked up once for each request. Raises APIError 401 without a key where one is needed."""
     if not hasattr(request.state, "caller"):
@@ -79,7 +64,7 @@ def _identified(request: Request) -> Caller:
     # Starlette reads headers as latin-1, which gives their bytes back.
     given = key.encode("latin-1") if scheme.lower() == "bearer" else None
     owner = services_of(request).api_keys.owner(given)
-    return Caller(owner, request.client.host if request.client else "")
+    return Caller(owner, request.client.host if request.client else "", request.receive)
 
 
 async def _caller(request: Request, _: Annotated[object, Depends(_bearer)]) -> Caller:

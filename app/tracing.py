@@ -20,9 +20,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.options import SettingsError
-from app.schemas.ask import Ask, Conversation
+from app.schemas.ask import Ask
 from app.tapes.observer import Observer
 from app.tapes.tape import End, Tape
+from model.messages import Conversation
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider

@@ -2,38 +2,26 @@
 
 A template is a program that comes with a model file, and messages come from anybody: neither is
 trusted. Templates run in jinja2's immutable sandbox, with the settings and helpers of transformers.
+The sandbox keeps a template away from the rest of the process. It bounds neither time nor memory:
+compile and render in a process that has limits (model/preparation_process.py).
 """
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import wraps
-from math import inf
-from time import monotonic
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from model.errors import ModelLoadError
+from model.messages import Message
 from model.tokenizer import Tokenizer
-
-_MAX_REPEATED = 1_000_000
-_MAX_EXPONENT = 64
-_MAX_CHARACTERS = 16_000_000
-_MAX_SECONDS = 1.0  # a conversation takes milliseconds
-
-_deadline: ContextVar[float] = ContextVar("deadline", default=inf)
-
-Message = Mapping[str, Any]
 
 
 class ChatTemplateError(ValueError):
@@ -62,8 +50,8 @@ class ChatTemplate:
         quotes: to get ids, use `encode_chat`, never `Tokenizer.encode(..., parse_special=True)`.
 
         Raises:
-            ChatTemplateError: the template refuses the messages, tries what the sandbox forbids, or
-                takes longer than a second.
+            ChatTemplateError: the template refuses the messages, or tries what the sandbox forbids.
+            MemoryError: it needs more than there is.
         """
         variables = {
             **self._tokens,
@@ -71,15 +59,14 @@ class ChatTemplate:
             "messages": messages,
             "add_generation_prompt": add_generation_prompt,
         }
-        until = _deadline.set(monotonic() + _MAX_SECONDS)
         try:
-            return _join_bounded(self._template.generate(variables))
+            return self._template.render(variables)
+        except MemoryError:
+            raise
         except SecurityError as error:
             raise ChatTemplateError(f"the chat template is not safe: {error!s:.200}") from error
         except Exception as error:  # a template is a program: it can fail in any way
             raise ChatTemplateError(f"the chat template failed: {error!s:.200}") from error
-        finally:
-            _deadline.reset(until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,18 +174,6 @@ def _translated(value: Any, table: dict[int, str]) -> Any:
     return value
 
 
-def _join_bounded(chunks: Iterable[str]) -> str:
-    """Join what a template puts out, but not if it never stops."""
-    parts = []
-    characters = 0
-    for chunk in chunks:
-        characters += len(chunk)
-        if characters > _MAX_CHARACTERS:
-            raise SecurityError("it puts out too much text")
-        parts.append(chunk)
-    return "".join(parts)
-
-
 class _GenerationTag(Extension):
     """`{% generation %}` marks the model's own words for training; here it is only its body."""
 
@@ -207,124 +182,6 @@ class _GenerationTag(Extension):
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox bounds neither time nor memory: whatever repeats or grows is looked at here.
-
-    A deadline is looked at in every turn of a loop and every call; texts may not grow without end.
-    """
-
-    intercepted_binops = frozenset({"*", "**", "+", "%"})
-
-    def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
-        """jinja2's own hook between parsing and compiling."""
-        for loop in source.find_all(nodes.For):
-            loop.iter = _filtered(cast(nodes.Expr, loop.iter), "_in_time")
-        for concat in list(source.find_all(nodes.Concat)):
-            concat.nodes = [_filtered(nodes.List(concat.nodes), "_bounded_join")]
-        return super()._generate(source, *args, **options)
-
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        wrapped = super().wrap_str_format(value)
-        if wrapped:
-            _check_widths(value.__self__)
-        return wrapped
-
-    def call(self, context: Context, function: Any, /, *args: Any, **values: Any) -> Any:
-        _check_time()
-        if isinstance(owner := getattr(function, "__self__", None), str):
-            _check_method(owner, function.__name__, args)
-        return super().call(context, function, *args, **values)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and isinstance(right, int | float) and abs(right) > _MAX_EXPONENT:
-            raise SecurityError("an exponent is too large")
-        if operator == "*" and _repeated_size(left, right) > _MAX_REPEATED:
-            raise SecurityError("a repetition is too long")
-        if operator == "+" and isinstance(left, Sized) and isinstance(right, Sized):
-            _check_size(len(left) + len(right))
-        if operator == "%" and isinstance(left, str):
-            _check_widths(left)
-        return super().call_binop(context, operator, left, right)
-
-
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None)
-
-
-def _check_time() -> None:
-    if monotonic() > _deadline.get():
-        raise SecurityError(f"it takes longer than {_MAX_SECONDS:g} s")
-
-
-def _check_size(characters: int) -> None:
-    if characters > _MAX_CHARACTERS:
-        raise SecurityError("it makes too long a text")
-
-
-def _check_widths(template: str) -> None:
-    """Of %-formats and str.format: '%999999999d' is a gigabyte."""
-    if any(int(digits) > _MAX_REPEATED for digits in re.findall(r"\d{7,}", template)):
-        raise SecurityError("a format is too wide")
-
-
-def _check_method(owner: str, name: str, args: Sequence[Any]) -> None:
-    """Methods of strings that give longer ones."""
-    _check_paddings(args)
-    if name == "replace" and len(args) > 1:
-        _check_replaced(owner, *args[:2])
-
-
-def _check_paddings(args: Iterable[Any]) -> None:
-    if any(isinstance(arg, int) and arg > _MAX_REPEATED for arg in args):
-        raise SecurityError("a padding is too long")
-
-
-def _check_replaced(text: str, old: Any, new: Any) -> None:
-    _check_size(len(text) + text.count(str(old)) * len(str(new)))
-
-
-def _in_time(items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        _check_time()
-        yield item
-
-
-def _bounded_join(items: Sequence[Any]) -> str:
-    parts = [str(item) for item in items]
-    _check_size(sum(map(len, parts)))
-    return "".join(parts)
-
-
-def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
-    """jinja2's filter, for plain text, and not without end."""
-    _check_replaced(str(text), old, new)
-    return str(text).replace(str(old), str(new), -1 if count is None else count)
-
-
-def _padding(pad: Callable[..., str]) -> Callable[..., str]:
-    """One of jinja2's filters that make a text wider."""
-
-    @wraps(pad)
-    def padding(*args: Any, **values: Any) -> str:
-        _check_paddings([*args, *values.values()])
-        return pad(*args, **values)
-
-    return padding
-
-
-def _format(text: Any, *args: Any, **values: Any) -> str:
-    """jinja2's filter, and no width without end."""
-    _check_widths(str(text))
-    return str(text) % (values or args)
-
-
-def _repeated_size(left: Any, right: Any) -> int:
-    """How long `left * right` is, where one of them is a number and the other a sequence."""
-    if isinstance(left, int):
-        left, right = right, left
-    return len(left) * right if isinstance(left, Sized) and isinstance(right, int) else 0
 
 
 class _Namespace(Namespace):
@@ -371,19 +228,11 @@ def _tojson(
     )
 
 
-def _environment() -> _Environment:
-    environment = _Environment(
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
-    environment.filters |= {
-        "tojson": _tojson,
-        "replace": _replace,
-        "format": _format,
-        "center": _padding(environment.filters["center"]),
-        "indent": _padding(environment.filters["indent"]),
-        "_in_time": _in_time,
-        "_bounded_join": _bounded_join,
-    }
+    environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     environment.globals["namespace"] = _Namespace

@@ -12,7 +12,7 @@ Every limit here is on work: what a stranger's schema costs is known before it i
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from typing import Any, Final
@@ -82,6 +82,32 @@ def embedded(schema: Mapping[str, Any]) -> str:
         return json.dumps({**exact, "x-guidance": _JSON}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise GrammarError(f"the schema is no usable JSON: {_line(str(error))}") from error
+
+
+def forced_calls(
+    functions: Sequence[tuple[str, Mapping[str, Any]]],
+    *,
+    opening: str,
+    closing: str,
+    several: bool,
+) -> str:
+    """Lark for nothing but calls of these functions: names, and JSON schemas of their arguments.
+
+    A call is `opening`, a line with its JSON, and `closing`; `several` may follow each other.
+    Raises GrammarError.
+    """
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": name}, "arguments": {"type": "object", **parameters}},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for name, parameters in functions
+    ]
+    more = r'("\n" call)*' if several else ""
+    schema = embedded({"anyOf": calls})
+    return f'start: call {more}\ncall: "{opening}\\n" body "\\n{closing}"\nbody: %json {schema}\n'
 
 
 def check(grammar: str) -> None:
@@ -187,7 +213,7 @@ def _refuse_what_cannot_be(schema: Mapping[str, Any]) -> None:
             patterns += len(named)
     if patterns > MAX_PATTERN_PROPERTIES:
         raise GrammarError(f"more than {MAX_PATTERN_PROPERTIES} patternProperties")
-    if _common_multiple(multiples) > MAX_MULTIPLE:
+    if _has_large_multiple(multiples):
         raise GrammarError(f"multipleOf with a common multiple above {MAX_MULTIPLE}")
 
 
@@ -215,7 +241,18 @@ def _count(schema: Mapping[str, Any]) -> int:
     return len(required) if isinstance(required, list | tuple) else 0
 
 
-def _common_multiple(numbers: list[Fraction]) -> int:
-    """The least common multiple, in units of the smallest decimal place that any of them has."""
-    unit = math.lcm(*(number.denominator for number in numbers))
-    return math.lcm(*(abs(int(number * unit)) for number in numbers))
+def _has_large_multiple(numbers: Iterable[Fraction]) -> bool:
+    """Whether the least common multiple is above MAX_MULTIPLE, in units of the smallest decimal
+    place that any of the numbers has.
+
+    It only grows from number to number, by as many digits as these have: known large, it is not
+    computed further.
+    """
+    unit = multiple = 1
+    for number in numbers:
+        finer = math.lcm(unit, number.denominator)
+        multiple = math.lcm(multiple * (finer // unit), abs(int(number * finer)))
+        unit = finer
+        if multiple > MAX_MULTIPLE:
+            return True
+    return False

@@ -5,8 +5,8 @@ A frame on the socket is a 4-byte big-endian length followed by that many bytes 
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator
-from typing import Final, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -192,20 +192,124 @@ class Step(msgspec.Struct, frozen=True, tag=True):
 Report = Ready | Failed | Step
 
 
-# ---- API process -> tokenizer process
+# ---- API process -> preparation process: what it takes to make a request ready for the engine
 
 
-class LongText(msgspec.Struct, frozen=True):
-    """Encode this; the options are those of `Tokenizer.encode`. The answer is an `id_array`."""
+Message = Mapping[str, Any]
+"""One turn of a conversation: at least its `role`, and mostly its `content`."""
+
+
+class Conversation(msgspec.Struct, frozen=True, tag=True):
+    """A prompt in messages; `extra` are further variables of the chat template."""
+
+    messages: Sequence[Message]
+    extra: Mapping[str, Any] = {}
+
+
+class Encode(msgspec.Struct, frozen=True, tag=True):
+    """Token ids of texts and conversations. Of a text with `limit` or more tokens only the number
+    is wanted; None is no limit.
+
+    The answer is Encoded, or Refused where the chat template fails.
+    """
+
+    prompts: list[str | Conversation]
+    limit: int | None = None
+
+
+class Tokenize(msgspec.Struct, frozen=True, tag=True):
+    """As Encode for one prompt, with the text of each token. The answer is Tokenized."""
+
+    prompt: str | Conversation
+
+
+class Decode(msgspec.Struct, frozen=True, tag=True):
+    """The text of each list of ids (of `id_array`s); the answer is Decoded."""
+
+    ids: list[bytes]
+    skip_special: bool = True
+
+
+class JSONSchema(msgspec.Struct, frozen=True, tag=True):
+    """A grammar of the JSON texts that are valid under `schema`."""
+
+    schema: Mapping[str, Any]
+
+
+class ForcedCalls(msgspec.Struct, frozen=True, tag=True):
+    """A grammar of nothing but calls of `functions`: names, and JSON schemas of their arguments.
+
+    A call stands between `opening` and `closing`.
+    """
+
+    functions: Sequence[tuple[str, Mapping[str, Any]]]
+    opening: str
+    closing: str
+    several: bool = False
+
+
+class MakeGrammar(msgspec.Struct, frozen=True, tag=True):
+    """Make and check a grammar. The answer is Grammar, or Refused."""
+
+    wanted: JSONSchema | ForcedCalls
+
+
+Job = Encode | Tokenize | Decode | MakeGrammar
+
+
+class Encoded(msgspec.Struct, frozen=True, tag=True):
+    """Of each prompt how many tokens it has, and their ids as an `id_array`.
+
+    Without ids where there are as many as the limit, or more: then at least `counts`.
+    """
+
+    counts: list[int]
+    ids: list[bytes]
+
+
+class Tokenized(msgspec.Struct, frozen=True, tag=True):
+    """So many tokens; their ids and their texts as two JSON lists."""
+
+    count: int
+    ids: bytes
+    pieces: bytes
+
+
+class Decoded(msgspec.Struct, frozen=True, tag=True):
+    texts: list[str]
+
+
+class Grammar(msgspec.Struct, frozen=True, tag=True):
+    """As model/grammar.py writes it."""
 
     text: str
-    add_special_tokens: bool = True
-    parse_special: bool = False
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The job cannot be done; the message is one line for a person."""
+
+    message: str
+
+
+class Stopped(msgspec.Struct, frozen=True, tag=True):
+    """The job was stopped: it took too much processor time or memory, or the worker crashed."""
+
+    reason: Literal["time", "memory", "crash"]
+
+
+Result = Encoded | Tokenized | Decoded | Grammar | Refused | Stopped
 
 
 def id_array(ids: Iterable[int] = ()) -> "array[int]":
     """Token ids in 32 bits each, in the machine's order of bytes."""
     return array("I", ids)
+
+
+def ids_of(data: bytes) -> list[int]:
+    """The ids in the bytes of an `id_array`."""
+    ids = id_array()
+    ids.frombytes(data)
+    return ids.tolist()
 
 
 LENGTH: Final = struct.Struct(">I")
@@ -216,7 +320,7 @@ class FrameError(Exception):
     """The other side of the boundary sent something that is no frame."""
 
 
-def pack(message: Command | Report | LongText) -> bytes:
+def pack(message: Command | Report | Job | Result) -> bytes:
     """One frame, length first."""
     body = msgspec.msgpack.encode(message)
     return LENGTH.pack(len(body)) + body
@@ -248,4 +352,5 @@ class Unpacker:
 
 command_decoder: Final = msgspec.msgpack.Decoder(Command)
 report_decoder: Final = msgspec.msgpack.Decoder(Report)
-long_text_decoder: Final = msgspec.msgpack.Decoder(LongText)
+job_decoder: Final = msgspec.msgpack.Decoder(Job)
+result_decoder: Final = msgspec.msgpack.Decoder(Result)

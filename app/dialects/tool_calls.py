@@ -8,12 +8,10 @@ The way of Hermes (Teknium et al. 2024), which Qwen and others are trained for: 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, Final
-
-from model.grammar import embedded
+from typing import Final
 
 OPEN: Final = "<tool_call>"
 CLOSE: Final = "</tool_call>"
@@ -53,25 +51,6 @@ Piece = Said | Called | Arguments
 def understands(chat_template: str) -> bool:
     """Whether a model with this template is shown tools, and asked to call them in this way."""
     return "tools" in chat_template and OPEN in chat_template
-
-
-def forced(functions: Sequence[tuple[str, Mapping[str, Any]]], *, several: bool) -> str:
-    """A Lark grammar of nothing but calls of these: names, and JSON schemas of their arguments.
-
-    Raises GrammarError.
-    """
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": name}, "arguments": {"type": "object", **parameters}},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for name, parameters in functions
-    ]
-    more = r'("\n" call)*' if several else ""
-    schema = embedded({"anyOf": calls})
-    return f'start: call {more}\ncall: "{OPEN}\\n" body "\\n{CLOSE}"\nbody: %json {schema}\n'
 
 
 class _State(Enum):

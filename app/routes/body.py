@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from app import strict_json
-from app.errors import APIError, body_too_large
+from app.errors import APIError, bodies_too_large, body_too_large
 from app.services import caller_of, services_of
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -16,6 +16,8 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 class _StrictRequest(Request):
     """A body of bounded size, and strict JSON."""
+
+    _held = 0  # bytes, of those that all clients share
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
@@ -25,8 +27,20 @@ class _StrictRequest(Request):
                 read += chunk
                 if len(read) > limit:
                     raise body_too_large(limit)
+                self._hold(len(chunk))
             self._body = bytes(read)
         return self._body
+
+    def _hold(self, size: int) -> None:
+        bodies, client = services_of(self).bodies, caller_of(self).client
+        if not bodies.take(client, size):
+            raise bodies_too_large(bodies.capacity)
+        self._held += size
+
+    def let_go(self) -> None:
+        """The body is worked on no more."""
+        services_of(self).bodies.give_back(caller_of(self).client, self._held)
+        self._held = 0
 
     async def json(self) -> Any:
         try:
@@ -55,6 +69,10 @@ class StrictRoute(APIRoute):
                     f"Content-Type is {kind:.80}; send JSON, labelled application/json",
                     code="unsupported_media_type",
                 )
-            return await handle(_StrictRequest(request.scope, request.receive))
+            strictly = _StrictRequest(request.scope, request.receive)
+            try:
+                return await handle(strictly)
+            finally:
+                strictly.let_go()
 
         return strict

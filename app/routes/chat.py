@@ -1,13 +1,13 @@
 """POST /v1/chat/completions: a conversation in, the model's next turn out."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from app.dialects import tool_calls
 from app.dialects.openai_chat import ChatForm, ChatStream, completion
 from app.errors import out_of_range
 from app.routes.answers import success
-from app.routes.openai import REFUSALS, OpenAIRoute, check_end, check_model, grammar_from
+from app.routes.openai import REFUSALS, OpenAIRoute, check_end, check_model
 from app.routes.reading import IdempotencyKey, LastEventID, reached, stream
 from app.routes.starting import start, whole
 from app.schemas import frames
@@ -16,7 +16,7 @@ from app.schemas.openai import grammar_of
 from app.schemas.openai_answers import ChatCompletion
 from app.schemas.openai_chat import ChatBody
 from app.services import CallerDep, Services, ServicesDep
-from model.grammar import lark
+from model.messages import ForcedCalls
 
 router = APIRouter(prefix="/v1/chat/completions", route_class=OpenAIRoute, tags=["openai"])
 
@@ -29,7 +29,6 @@ router = APIRouter(prefix="/v1/chat/completions", route_class=OpenAIRoute, tags=
 )
 async def chat(
     body: ChatBody,
-    request: Request,
     services: ServicesDep,
     caller: CallerDep,
     last_event_id: LastEventID = None,
@@ -45,7 +44,7 @@ async def chat(
     if body.stream:
         tape = await start(services, caller, _ask(body), idempotency_key)
         return stream(services, tape, dialect=ChatStream(tape, form))
-    tape, end = await whole(services, caller, _ask(body), idempotency_key, request)
+    tape, end = await whole(services, caller, _ask(body), idempotency_key)
     check_end(end)
     return JSONResponse(completion(tape, end, form), headers={"X-Tape": tape.id})
 
@@ -66,15 +65,14 @@ def _form(services: Services, body: ChatBody) -> ChatForm:
 
 
 def _ask(body: ChatBody) -> Ask:
-    with grammar_from("tools" if body.tools else "response_format"):
-        grammar = _forced_call(body) or grammar_of(body.response_format)
+    grammar = _forced_call(body) or grammar_of(body.response_format)
     return body.ask(body.conversation(), grammar)
 
 
-def _forced_call(body: ChatBody) -> str | None:
+def _forced_call(body: ChatBody) -> ForcedCalls | None:
     functions = [(one.name, one.parameters) for one in body.forced_tools]
     if not functions:
         return None
     named = body.tool_choice != "required"
     several = body.parallel_tool_calls and not named
-    return lark(tool_calls.forced(functions, several=several))
+    return ForcedCalls(functions, tool_calls.OPEN, tool_calls.CLOSE, several)

@@ -1,8 +1,9 @@
 """POST /v1/completions: texts or token ids in, their continuations out."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
+from app.caller import Caller
 from app.dialects.openai_completions import CompletionForm, CompletionStream, completion
 from app.routes.answers import success
 from app.routes.openai import REFUSALS, OpenAIRoute, check_end, check_model
@@ -24,7 +25,6 @@ router = APIRouter(prefix="/v1/completions", route_class=OpenAIRoute, tags=["ope
 )
 async def complete(
     body: CompletionBody,
-    request: Request,
     services: ServicesDep,
     caller: CallerDep,
     last_event_id: LastEventID = None,
@@ -32,30 +32,27 @@ async def complete(
 ) -> Response:
     """OpenAI's completions, with `stream: true` as chunks."""
     check_model(services, body.model)
-    form = _form(services, body)
+    form = await _form(services, caller, body)
     if last_event_id:
         tape, after = await reached(services, caller, last_event_id)
         return stream(services, tape, after, dialect=CompletionStream(tape, form))
     if body.stream:
         tape = await start(services, caller, body.ask(), idempotency_key)
         return stream(services, tape, dialect=CompletionStream(tape, form))
-    tape, end = await whole(services, caller, body.ask(), idempotency_key, request)
+    tape, end = await whole(services, caller, body.ask(), idempotency_key)
     check_end(end)
     return JSONResponse(completion(tape, end, form), headers={"X-Tape": tape.id})
 
 
-def _form(services: Services, body: CompletionBody) -> CompletionForm:
+async def _form(services: Services, caller: Caller, body: CompletionBody) -> CompletionForm:
     return CompletionForm(
         services.model_name,
-        echo=_echo(services, body) if body.echo else (),
+        echo=await _echo(services, caller, body) if body.echo else (),
         include_usage=body.stream_options.include_usage,
     )
 
 
-def _echo(services: Services, body: CompletionBody) -> list[str]:
+async def _echo(services: Services, caller: Caller, body: CompletionBody) -> list[str]:
     """What the text of each choice begins with."""
-    return [_text(services, prompt) for prompt in body.prompt for _ in range(body.n)]
-
-
-def _text(services: Services, prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else services.admission.tokenizer.decode(prompt)
+    texts = await services.admission.echo(body.prompt, caller)
+    return [text for text in texts for _ in range(body.n)]

@@ -6,10 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
+from app.caller import Caller
 from app.routes.answers import refusals
 from app.routes.body import StrictRoute
 from app.schemas import frames
-from app.services import Caller, CallerDep, ServicesDep
+from app.services import CallerDep, ServicesDep
 from app.sse import Stream
 
 router = APIRouter(prefix="/v1/dash", route_class=StrictRoute, tags=["operation"])

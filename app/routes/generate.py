@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Query
 from starlette.responses import Response
 
+from app.caller import Caller
 from app.dialects.native import logprobs_data
 from app.routes.answers import RESUMED, refusals, success
 from app.routes.body import StrictRoute
@@ -13,7 +14,7 @@ from app.routes.starting import start, whole
 from app.schemas import frames
 from app.schemas.native import GenerateAnswer, GenerateBody, GenerateQuery
 from app.security import refuse_cross_site
-from app.services import Caller, CallerDep, Services, ServicesDep
+from app.services import CallerDep, Services, ServicesDep
 
 router = APIRouter(route_class=StrictRoute, tags=["native"])
 
@@ -30,7 +31,6 @@ router = APIRouter(route_class=StrictRoute, tags=["native"])
 )
 async def generate(
     body: GenerateBody,
-    request: Request,
     response: Response,
     services: ServicesDep,
     caller: CallerDep,
@@ -43,7 +43,7 @@ async def generate(
         return await resume(services, caller, last_event_id)
     if body.stream or "text/event-stream" in accept:
         return stream(services, await start(services, caller, body.ask(), idempotency_key))
-    answer = await _whole(services, caller, body, idempotency_key, request)
+    answer = await _whole(services, caller, body, idempotency_key)
     response.headers["X-Tape"] = answer.tape
     return answer
 
@@ -72,9 +72,9 @@ async def generate_stream(
 
 
 async def _whole(
-    services: Services, caller: Caller, body: GenerateBody, key: str | None, request: Request
+    services: Services, caller: Caller, body: GenerateBody, key: str | None
 ) -> GenerateAnswer:
-    tape, end = await whole(services, caller, body.ask(), key, request)
+    tape, end = await whole(services, caller, body.ask(), key)
     return GenerateAnswer.model_validate(
         {
             "generated_text": tape.text,

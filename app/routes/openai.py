@@ -1,7 +1,6 @@
 """What OpenAI's routes share: their way to refuse, the model's name, streams and whole answers."""
 
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request
@@ -9,12 +8,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
 from app.dialects import openai
-from app.errors import APIError, from_validation, out_of_range
+from app.errors import APIError, from_validation
 from app.routes.answers import RESUMED, refusals
 from app.routes.body import StrictRoute
 from app.services import Services
 from app.tapes.tape import End
-from model.grammar import GrammarError
 
 REFUSALS = {**RESUMED, **refusals(404, 408, 409, 429, 503)}
 
@@ -34,15 +32,6 @@ class OpenAIRoute(StrictRoute):
                 raise _bad_request(error) from None
 
         return refusing
-
-
-@contextmanager
-def grammar_from(param: str) -> Iterator[None]:
-    """Refuses, by the name of the field that it comes from, a grammar that cannot be made."""
-    try:
-        yield
-    except GrammarError as error:
-        raise out_of_range(param, str(error)) from None
 
 
 def _bad_request(error: APIError) -> APIError:

@@ -6,9 +6,10 @@ from fastapi import Header
 from pydantic import AfterValidator
 from starlette.responses import Response
 
+from app.caller import Caller
 from app.dialects import native
 from app.errors import APIError
-from app.services import Caller, Services
+from app.services import Services
 from app.sse import Dialect, TapeResponse
 from app.tapes.position import POSITION, parse_position
 from app.tapes.tape import Tape

@@ -2,24 +2,25 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Path, Query
 from starlette.responses import JSONResponse, Response
 
+from app.caller import Caller
 from app.dialects.openai_responses import ResponseForm, ResponseStream, response
 from app.errors import APIError
 from app.routes.answers import RESUMED, refusals, success
-from app.routes.openai import REFUSALS, OpenAIRoute, check_model, grammar_from
+from app.routes.openai import REFUSALS, OpenAIRoute, check_model
 from app.routes.reading import IdempotencyKey, LastEventID, find, reached, stream
 from app.routes.starting import start, whole
 from app.schemas import frames
-from app.schemas.ask import Ask, Conversation
+from app.schemas.ask import Ask
 from app.schemas.openai_answers import ResponseObject
 from app.schemas.openai_responses import ResponseBody
 from app.schemas.sampling import OnDisconnect
-from app.services import Caller, CallerDep, Services, ServicesDep
+from app.services import CallerDep, Services, ServicesDep
 from app.tapes.position import TAPE_ID
 from app.tapes.tape import Tape
-from model.chat_template import Message
+from model.messages import Conversation, Message
 
 router = APIRouter(prefix="/v1/responses", route_class=OpenAIRoute, tags=["openai"])
 
@@ -39,7 +40,6 @@ ResponseID = Annotated[str, Path(json_schema_extra={"pattern": f"^{_PREFIX}{TAPE
 )
 async def create(
     body: ResponseBody,
-    request: Request,
     services: ServicesDep,
     caller: CallerDep,
     last_event_id: LastEventID = None,
@@ -67,7 +67,7 @@ async def create(
         if body.stream:
             return stream(services, tape, dialect=ResponseStream(tape, _form_of(services, tape)))
     else:
-        tape, _ = await whole(services, caller, ask, idempotency_key, request, origin=origin)
+        tape, _ = await whole(services, caller, ask, idempotency_key, origin=origin)
     return JSONResponse(response(tape, _form_of(services, tape)), headers={"X-Tape": tape.id})
 
 
@@ -154,8 +154,7 @@ async def _earlier(services: Services, caller: Caller, body: ResponseBody) -> li
 
 def _ask(body: ResponseBody, turns: list[Message]) -> Ask:
     instructions = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    with grammar_from("text.format"):
-        return body.ask(Conversation([*instructions, *turns]))
+    return body.ask(Conversation([*instructions, *turns]))
 
 
 def _origin(body: ResponseBody, turns: list[Message]) -> dict[str, Any]:

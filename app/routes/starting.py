@@ -7,12 +7,12 @@ from math import inf
 from typing import Any
 
 import orjson
-from fastapi import Request
 
+from app.caller import Caller
 from app.errors import APIError, try_later
 from app.schemas.ask import Ask
 from app.schemas.sampling import OnDisconnect, SamplingFields
-from app.services import Caller, Services
+from app.services import Services
 from app.settings import Settings
 from app.tapes.plan import Plan, Terms
 from app.tapes.tape import Claim, End, Tape
@@ -54,7 +54,7 @@ async def _begun(
     if claim and (tape := await services.registry.claimed(claim)):
         return tape
     with services.limits.begin(caller.client, len(ask.prompts) * ask.n) as place:
-        admitted = await services.admission.admit(ask)
+        admitted = await services.admission.admit(ask, caller)
         plan = Plan(
             admitted.prompts,
             admitted.params,
@@ -94,7 +94,6 @@ async def whole(
     caller: Caller,
     ask: Ask,
     key: str | None,
-    request: Request,
     *,
     origin: Mapping[str, Any] | None = None,
 ) -> tuple[Tape, End]:
@@ -108,7 +107,7 @@ async def whole(
     )
     services.registry.attach(tape)
     try:
-        await _until_end_or_departure(tape, request)
+        await _until_end_or_departure(tape, caller)
     finally:
         services.registry.detach(tape)
     end = await tape.ended()
@@ -132,16 +131,10 @@ def _check_whole(tape: Tape, end: End, *, own_timeout: bool) -> None:
         )
 
 
-async def _until_end_or_departure(tape: Tape, request: Request) -> None:
-    tasks = (asyncio.create_task(tape.ended()), asyncio.create_task(_departure(request)))
+async def _until_end_or_departure(tape: Tape, caller: Caller) -> None:
+    tasks = (asyncio.create_task(tape.ended()), asyncio.create_task(caller.leaves()))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
-
-
-async def _departure(request: Request) -> None:
-    """Return when the caller has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -1,11 +1,7 @@
 """POST /tokenize and POST /detokenize: what the model reads a text as."""
 
-import asyncio
-from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -20,8 +16,6 @@ from app.schemas.tokens import (
 )
 from app.services import CallerDep, ServicesDep
 
-_AT_ONCE = 2048
-
 router = APIRouter(route_class=StrictRoute, tags=["tokens"])
 
 
@@ -34,24 +28,15 @@ router = APIRouter(route_class=StrictRoute, tags=["tokens"])
 async def tokenize(body: TokenizeBody, services: ServicesDep, caller: CallerDep) -> Any:
     """The token ids of a text, or of a conversation as the model is shown it, and their texts."""
     check_model(services, body.model)
-    ids = await services.admission.encode(body.asked())
+    name = "prompt" if body.messages is None else "messages"
+    tokenized = await services.admission.tokenized(body.asked(), name, caller)
     content = b'{"tokens":%b,"pieces":%b,"count":%d,"max_model_len":%d}' % (
-        await _written(ids),
-        await _written(ids, cache(services.admission.tokenizer.piece)),
-        len(ids),
+        tokenized.ids,
+        tokenized.pieces,
+        tokenized.count,
         services.admission.context,
     )
     return Response(content, media_type="application/json")
-
-
-async def _written(ids: Sequence[int], shown: Callable[[int], int | str] = int) -> bytes:
-    """A JSON list, a part at a time: of a megabyte there may be a million tokens."""
-    parts = []
-    for start in range(0, len(ids), _AT_ONCE):
-        values = [shown(token_id) for token_id in ids[start : start + _AT_ONCE]]
-        parts.append(orjson.dumps(values)[1:-1])
-        await asyncio.sleep(0)  # whoever waits has a turn
-    return b"[%b]" % b",".join(parts)
 
 
 @router.post(
@@ -63,6 +48,5 @@ async def _written(ids: Sequence[int], shown: Callable[[int], int | str] = int) 
 async def detokenize(body: DetokenizeBody, services: ServicesDep, caller: CallerDep) -> Any:
     """The text of token ids."""
     check_model(services, body.model)
-    services.admission.check_ids(body.tokens, "tokens")
-    decode = services.admission.tokenizer.decode
-    return {"prompt": await asyncio.to_thread(decode, body.tokens, skip_special=False)}
+    texts = await services.admission.texts_of([body.tokens], "tokens", caller, skip_special=False)
+    return {"prompt": texts[0]}

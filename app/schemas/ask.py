@@ -1,24 +1,10 @@
 """What every wire type becomes: a generation in words common to all surfaces."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from app.schemas.sampling import SamplingFields
-from model.chat_template import Message
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """A prompt in messages; `extra` are further variables of the chat template."""
-
-    messages: Sequence[Message]
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        return "".join(str(message.get("content") or "") for message in self.messages)
-
+from model.messages import Conversation, ForcedCalls, JSONSchema
 
 Prompt = str | list[int] | Conversation
 
@@ -37,7 +23,7 @@ class Ask:
     exact: bool = True
     n: int = 1
     logprobs: int | None = None
-    grammar: str | None = None
+    grammar: JSONSchema | ForcedCalls | None = None
     prompt_name: str = "prompt"
     max_tokens_name: str = "max_length"
     grammar_name: str = "response_format"

@@ -20,7 +20,7 @@ from pydantic_core import CoreSchema
 
 from app.schemas.fields import OWN, ByType, Object, Range
 from app.schemas.sampling import SamplingFields
-from model import grammar
+from model.messages import JSONSchema
 
 MAX_CHOICES = 128  # of all prompts of a request together
 MAX_MESSAGES = 2048
@@ -143,14 +143,14 @@ def shown_role(role: str) -> str:
     return "system" if role == "developer" else role
 
 
-def grammar_of(format: BaseModel | None) -> str | None:
-    """What the answer must keep to; None where it is free. Raises GrammarError."""
+def grammar_of(format: BaseModel | None) -> JSONSchema | None:
+    """What the answer must keep to; None where it is free."""
     match format:
         case JSONObjectFormat():
-            return grammar.json_object()
+            return JSONSchema({"type": "object"})
         case JSONSchemaFormat():
-            return grammar.json_schema(format.json_schema.schema_)
+            return JSONSchema(format.json_schema.schema_)
         case FlatSchemaFormat():
-            return grammar.json_schema(format.schema_)
+            return JSONSchema(format.schema_)
         case _:
             return None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 import orjson
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from app.schemas.ask import Ask, Conversation
+from app.schemas.ask import Ask
 from app.schemas.fields import OWN, Object, Range, StringToo, either, refused
 from app.schemas.openai import (
     MAX_MESSAGES,
@@ -20,6 +20,7 @@ from app.schemas.openai import (
     shown_role,
 )
 from model import sampling
+from model.messages import Conversation, ForcedCalls, JSONSchema
 
 MAX_TOOLS = 128
 
@@ -227,7 +228,7 @@ class ChatBody(OpenAIFields):
             return [function for function in functions if function.name == name]
         return functions if self.tool_choice == "required" else []
 
-    def ask(self, conversation: Conversation, grammar: str | None) -> Ask:
+    def ask(self, conversation: Conversation, grammar: JSONSchema | ForcedCalls | None) -> Ask:
         given = self.max_completion_tokens
         return Ask(
             prompts=[conversation],

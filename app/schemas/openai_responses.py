@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from app.schemas.ask import Ask, Conversation
+from app.schemas.ask import Ask
 from app.schemas.fields import Object, Range, StringToo, either, refused
 from app.schemas.openai import (
     MAX_MESSAGES,
@@ -18,6 +18,7 @@ from app.schemas.openai import (
     shown_role,
 )
 from model import sampling
+from model.messages import Conversation
 
 
 class InputText(Nullable):

@@ -4,10 +4,10 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from app.schemas.ask import Conversation, Prompt
 from app.schemas.fields import either, refused, whole
 from app.schemas.openai import ID_SCHEMA, MAX_MESSAGES, ModelName, Nullable
 from app.schemas.openai_chat import ChatMessage
+from model.messages import Conversation
 
 MAX_TOKENS = 2**17
 
@@ -32,7 +32,7 @@ class TokenizeBody(Nullable):
             raise refused("prompt", "give either prompt or messages")
         return self
 
-    def asked(self) -> Prompt:
+    def asked(self) -> str | Conversation:
         if self.messages is None:
             return self.prompt or ""
         return Conversation([message.turn() for message in self.messages])

@@ -1,6 +1,5 @@
 """Chat templates: as transformers renders them, in a sandbox, and closed to control tokens."""
 
-import time
 from typing import Any
 
 import pytest
@@ -155,33 +154,16 @@ def test_no_content_adds_a_control_token(
         "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
         "{{ namespace(__class__=1) }}",
         "{% for i in range(10**9) %}x{% endfor %}",
-        "{{ 'x' * 10**10 }}",
-        "{{ 10**10 * [1] }}",
-        "{{ 9 ** 999999999 }}",
-        "{% for i in range(99999) %}{{ 'x' * 999 }}{% endfor %}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% include '/etc/passwd' %}",
         "{{ messages.no.such }}",
         "{{ 1 / 0 }}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-        "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s~n.s %}{% endfor %}",
-        "{% set n = namespace(s='x') %}{% for i in range(99) %}{% set n.s = n.s+n.s %}{% endfor %}",
-        "{{ ('a' * 999999)|replace('a', 'a' * 999999) }}",
-        "{{ ('a' * 999999).replace('a', 'a' * 999999) }}",
-        "{{ '%999999999d' % 1 }}",
-        "{{ '%999999999d'|format(1) }}",
-        "{{ '{:>999999999}'.format(1) }}",
-        "{{ 'x'.center(999999999) }}",
-        "{{ 'x'|center(999999999) }}",
-        "{{ 'x\\ny'|indent(999999999) }}",
     ],
 )
-def test_hostile_templates_fail_fast(source: str) -> None:
-    start = time.monotonic()
+def test_hostile_templates_fail(source: str) -> None:
+    """Those that take too long or too much memory: test_preparation_process.py."""
     with pytest.raises(ChatTemplateError) as raised:
         render(source, "hi")
-    assert time.monotonic() - start < 2
     assert len(str(raised.value)) < 300
 
 
