@@ -168,8 +168,8 @@ class Admission:
         state = self.link.state
         if state != "ready":
             raise try_later(503, f"the engine is {state}; try again shortly", code=state)
-        if not self.registry.store.is_reachable:
-            raise unreachable()
+        if why := self.registry.store.why_unavailable:
+            raise unreachable(why)
 
     def _check_load(self, count: int) -> None:
         """Whether so many more sequences have a place. Alone, any number of them has."""

@@ -34,6 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cluster", action="store_true", help="tests/e2e/test_cluster.py, which needs Ray"
     )
+    parser.addoption(
+        "--redis-rounds", type=int, default=1, help="of tests/e2e/test_redis_refuses.py"
+    )
+    parser.addoption("--redis-seconds", type=float, default=0.0, help="of each of its faults")
     parser.addoption("--kills", type=int, default=3, help="in a row, of tests/e2e/test_crashes.py")
 
 

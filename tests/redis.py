@@ -29,6 +29,7 @@ class Redis:
                 [
                     *("redis-server", "--port", str(self._port), "--bind", "127.0.0.1"),
                     *("--dir", str(self._folder), "--save", "", "--appendonly", "yes"),
+                    *("--enable-protected-configs", "local"),  # `dir` is one
                 ],
                 stdout=log,
             )
@@ -42,6 +43,65 @@ class Redis:
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def do(self, *command: str) -> str:
+        """What redis-cli prints for a command."""
+        asked = ["redis-cli", "-p", str(self._port), *command]
+        asked_of = subprocess.run(asked, capture_output=True, check=True)
+        said = asked_of.stdout.decode(errors="replace").strip()
+        assert not said.startswith("ERR"), said
+        return said
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        """It has no memory left, and may evict nothing: OOM."""
+        self.do("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        self.do("CONFIG", "SET", "maxmemory", "1")
+        try:
+            yield
+        finally:
+            self.do("CONFIG", "SET", "maxmemory", "0")
+
+    @contextlib.contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Another server is the primary now, as in a fail-over: READONLY."""
+        self.do("REPLICAOF", "127.0.0.1", "1")
+        try:
+            yield
+        finally:
+            self.do("REPLICAOF", "NO", "ONE")
+
+    @contextlib.contextmanager
+    def without_disk(self) -> Iterator[None]:
+        """It could not save what it has: MISCONF."""
+        lost = self._folder / "lost"
+        lost.mkdir()
+        self.do("CONFIG", "SET", "dir", str(lost))
+        self.do("CONFIG", "SET", "save", "3600 1000000")
+        lost.rmdir()
+        while "rdb_last_bgsave_status:err" not in self.do("INFO", "persistence"):
+            with contextlib.suppress(AssertionError):  # one may be under way
+                self.do("BGSAVE")
+            time.sleep(0.02)
+        try:
+            yield
+        finally:
+            self.do("CONFIG", "SET", "dir", str(self._folder))
+            self.do("CONFIG", "SET", "save", "")
+            self.do("BGSAVE")
+
+    @contextlib.contextmanager
+    def killed(self) -> Iterator[None]:
+        """It is gone, and comes back with what it had."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start()
 
 
 @contextlib.contextmanager

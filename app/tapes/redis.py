@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from redis import RedisError
+from redis import RedisError, ResponseError
 
 from app.tapes.plan import Plan
 from app.tapes.redis_log import (
@@ -62,14 +62,15 @@ class RedisStore(TapeStore):
         self._copies: dict[str, _Copy] = {}
         self._guests: dict[str, Counter[str]] = {}  # readers elsewhere, by tape and replica
         self._others = False
+        self._troubles: dict[str, str] = {}  # what fails of what is done with Redis, and why
         self._down_since: float | None = None
         self._up_since = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
 
     @property
-    def is_reachable(self) -> bool:  # type: ignore[override]
-        return self._down_since is None
+    def why_unavailable(self) -> str | None:  # type: ignore[override]
+        return next(iter(self._troubles.values()), None)
 
     @property
     def hands_over(self) -> bool:  # type: ignore[override]
@@ -78,8 +79,8 @@ class RedisStore(TapeStore):
     async def start(self, writer: Writer) -> None:
         self._writer = writer
         self._tasks = [
-            asyncio.create_task(self._forever(loop))
-            for loop in (self._write, self._read, self._live)
+            asyncio.create_task(self._forever(name, turn))
+            for name, turn in (("write", self._write), ("read", self._read), ("live", self._live))
         ]
 
     async def flush(self) -> None:
@@ -144,24 +145,44 @@ class RedisStore(TapeStore):
         self._is_new.clear()
         tapes, self._new = self._new, {}
         try:
-            additions = [self._addition(tape, tape.last) for tape in tapes.values()]
-            for addition, verdict in zip(additions, await self._log.append(additions), strict=True):
-                await self._heed(addition, verdict)
-        except BaseException:
+            await self._write_down([*tapes.values()])
+        except BaseException as error:
             self._new = tapes | self._new  # those that were shown have nothing new
             self._is_new.set()
-            raise
+            if not _is_a_tapes_own(error):
+                raise
+            for tape in tapes.values():
+                await self._write_alone(tape)
         if not self._new:
             self._all_written.set()
 
-    def _addition(self, tape: Tape, after: int) -> Addition:
+    async def _write_down(self, tapes: list[Tape]) -> None:
+        additions = [self._addition(tape, tape.last) for tape in tapes]
+        for addition, verdict in zip(additions, await self._log.append(additions), strict=True):
+            await self._heed(addition, verdict)
+
+    async def _write_alone(self, tape: Tape) -> None:
+        """One of several that cannot be written together: one at fault ends, the others go on."""
+        try:
+            await self._write_down([tape])
+        except Exception as error:
+            if not _is_a_tapes_own(error):
+                raise
+            logger.exception("tape %s cannot be kept; it ends here", tape.id)
+            tape.retract()
+            why = "the store cannot keep this tape; the server's log says why"
+            self._writer.cancel(tape.id, "error", why)
+            self._forget(tape.id)
+        self._new.pop(tape.id, None)
+
+    def _addition(self, tape: Tape, after: int, *, anew: bool = False) -> Addition:
         """What is on the tape after this entry, and its state if Redis has another."""
         items: Batch = [*tape.entries[after - tape.num_dropped :]]
         if tape.end and after < tape.written:
             items.append(tape.end)
         state = state_of(tape)
         known = state == self._states.get(tape.id)
-        return Addition(tape, after + 1, items, None if known else state)
+        return Addition(tape, after + 1, items, None if known else state, anew)
 
     async def _heed(self, addition: Addition, verdict: Verdict) -> None:
         tape = addition.tape
@@ -183,13 +204,13 @@ class RedisStore(TapeStore):
     def _lose(self, tape: Tape) -> None:
         """Another replica has taken this one for dead: its readers here follow that from now on."""
         logger.warning("tape %s is written by another replica now", tape.id)
-        guests = self._guests.get(tape.id, Counter())
-        readers = max(self._writer.disown(tape) - guests.total(), 0)
+        self._writer.disown(tape)
+        self.shelf.reopened(tape)
         tape.retract()
         self._forget(tape.id)
         self._new.pop(tape.id, None)
-        copy = self._copies[tape.id] = _Copy(tape, "", readers)
-        if readers:
+        copy = self._copies[tape.id] = _Copy(tape, "", tape.readers)
+        if readers := tape.readers:
             self._in_order(copy, lambda: self._log.tell_writer("join", tape.id, readers))
         self._spawn(self._log.wake)
 
@@ -199,7 +220,7 @@ class RedisStore(TapeStore):
             logger.warning("tape %s was lost by Redis; writing it anew", tape.id)
             await self._log.put(tape.id, plan)
             self._states.pop(tape.id, None)
-            whole = self._addition(tape, tape.num_dropped)
+            whole = self._addition(tape, tape.num_dropped, anew=True)
             (verdict,) = await self._log.append([whole])
             await self._heed(whole, verdict)
 
@@ -241,7 +262,7 @@ class RedisStore(TapeStore):
         told, news = await self._log.news(followed)
         for tape_id, items in news.items():
             if copy := self._copies.get(tape_id):
-                copy.tape.extend(items)
+                copy.tape.follow(items)
                 if copy.tape.end:
                     del self._copies[tape_id]
                     self.shelf.finished(copy.tape)
@@ -298,7 +319,7 @@ class RedisStore(TapeStore):
         copy = self._copies.pop(tape_id, None)
         tape = copy.tape if copy else self._as_stored(tape_id, stored)
         if copy:
-            tape.extend(stored.items[tape.last - stored.first + 1 :])
+            tape.follow(enumerate(stored.items, start=stored.first))
         else:
             self.shelf.add(tape)
         tape.choices = stored.choices
@@ -309,32 +330,41 @@ class RedisStore(TapeStore):
         guests = Counter({name: stored.readers[name] for name in elsewhere & stored.readers.keys()})
         self._guests[tape_id] = guests
         self._writer.adopt(tape, stored.plan, own + guests.total())
+        if stored.first > 1:  # what comes next cannot be told without what came before
+            why = "the store has lost the beginning of this tape; ask again"
+            self._writer.cancel(tape_id, "error", why)
 
     # ---- while Redis cannot be reached
 
-    async def _forever(self, turn: Callable[[], Awaitable[None]]) -> None:
+    async def _forever(self, name: str, turn: Callable[[], Awaitable[None]]) -> None:
         """One turn after the other, with a pause after one that has failed."""
         pause = _FIRST_PAUSE
         while True:
             try:
                 await turn()
-                self._is_up()
+                self._works(name)
                 pause = _FIRST_PAUSE
             except (RedisError, OSError) as error:
-                self._is_down(error)
+                self._fails(name, error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             except Exception:
                 logger.exception("an error of ours; going on")
                 await asyncio.sleep(_LONGEST_PAUSE)
 
-    def _is_down(self, error: Exception) -> None:
+    def _fails(self, name: str, error: Exception) -> None:
+        """A server that cannot be reached, or refuses: it is full, read-only, has no disk."""
+        self._troubles[name] = str(error) or type(error).__name__
         if self._down_since is None:
             self._down_since = time.monotonic()
-            logger.error("Redis cannot be reached (%s); streams wait for it", error)
+            logger.error("Redis does not keep tapes (%s); streams wait for it", error)
 
-    def _is_up(self) -> None:
-        if self._down_since is not None:
+    def _works(self, name: str) -> None:
+        """A beat is a write: when it succeeds, so would what has failed beside the three loops."""
+        self._troubles.pop(name, None)
+        if name == "live":
+            self._troubles.pop("ask", None)
+        if self._down_since is not None and not self._troubles:
             logger.info("Redis is back after %.1f s", time.monotonic() - self._down_since)
             self._down_since = None
             self._up_since = time.monotonic()
@@ -346,9 +376,9 @@ class RedisStore(TapeStore):
             try:
                 return await ask()
             except (RedisError, OSError) as error:
-                self._is_down(error)
+                self._fails("ask", error)
                 if time.monotonic() > deadline:
-                    raise unreachable() from None
+                    raise unreachable(str(error)) from None
                 await asyncio.sleep(_FIRST_PAUSE)
 
     def _in_order(self, copy: "_Copy", tell: Callable[[], Awaitable[None]]) -> None:
@@ -365,13 +395,20 @@ class RedisStore(TapeStore):
             try:
                 return await tell()
             except (RedisError, OSError) as error:
-                self._is_down(error)
+                self._fails("ask", error)
                 await asyncio.sleep(_LONGEST_PAUSE)
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.create_task(work())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _is_a_tapes_own(error: BaseException) -> bool:
+    """Whether it would not have failed without one of the tapes. All else is Redis's state."""
+    if isinstance(error, ResponseError):
+        return "WRONGTYPE" in str(error)
+    return isinstance(error, Exception) and not isinstance(error, RedisError | OSError)
 
 
 class _Copy:

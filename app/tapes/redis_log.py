@@ -48,24 +48,33 @@ redis.call('SADD', 'tickertape:tapes:' .. ARGV[1], ARGV[2])
 return false
 """
 
-# ARGV: writer, ttl in ms, then for each tape: id, state, first, count, ended, the entries.
-# An id that is there already was written by us, in a call whose answer was lost.
+# ARGV: writer, ttl in ms, then for each tape: id, state, anew, first, count, ended, the entries.
+# Entries that are there already were written by us, in a call whose answer was lost. If the one
+# before the first is missing, Redis has lost the tape, unless the tape is written anew.
+# Nothing is confirmed that was not written: where Redis refuses (full, read-only, no disk), the
+# script fails with Redis's error.
 _APPEND = """
 local verdicts, i = {}, 3
 while i <= #ARGV do
-  local id, state, first, count = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3])
+  local id, state, anew = ARGV[i], ARGV[i + 1], ARGV[i + 2] == '1'
+  local first, count, ended = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4]), ARGV[i + 5] == '1'
   local meta, log = 'tickertape:tape:' .. id, 'tickertape:log:' .. id
   local writer = redis.call('HGET', meta, 'writer')
-  if not writer then
+  if writer == ARGV[1] and anew then redis.call('DEL', log) end
+  local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  local last = newest and tonumber(string.sub(newest[1], 3)) or 0
+  if not writer or (writer == ARGV[1] and last < first - 1 and not anew) then
     verdicts[#verdicts + 1] = 2
   elseif writer ~= ARGV[1] then
     verdicts[#verdicts + 1] = 1
   else
     for n = 0, count - 1 do
-      redis.pcall('XADD', log, '0-' .. string.format('%d', first + n), 'e', ARGV[i + 5 + n])
+      if first + n > last then
+        redis.call('XADD', log, '0-' .. string.format('%d', first + n), 'e', ARGV[i + 6 + n])
+      end
     end
     if state ~= '' then redis.call('HSET', meta, 'state', state) end
-    if ARGV[i + 4] == '1' then
+    if ended then
       redis.call('SREM', 'tickertape:tapes:' .. writer, id)
       local claim = redis.call('HGET', meta, 'claim')
       if claim ~= '' then redis.call('PEXPIRE', 'tickertape:claim:' .. claim, ARGV[2]) end
@@ -75,7 +84,7 @@ while i <= #ARGV do
     end
     verdicts[#verdicts + 1] = 0
   end
-  i = i + 5 + count
+  i = i + 6 + count
 end
 return verdicts
 """
@@ -129,12 +138,16 @@ _encode: Final = msgspec.msgpack.encode
 
 @dataclass(frozen=True, slots=True)
 class Addition:
-    """What is new on a tape: entries from number `first` on, and its state."""
+    """What is new on a tape: entries from number `first` on, and its state.
+
+    `anew`: these are all the entries that there are; those that Redis has are replaced.
+    """
 
     tape: Tape
     first: int
     items: Sequence[Entry | End]
     state: State | None  # None where it is known
+    anew: bool = False
 
     @property
     def last(self) -> int:
@@ -147,7 +160,7 @@ class Addition:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tape as Redis has it."""
+    """A tape as Redis has it: its newest entries, as far back as none is missing between."""
 
     plan: Plan
     choices: list[Choice]
@@ -206,6 +219,7 @@ class RedisLog:
             arguments += (
                 addition.tape.id,
                 _encode(addition.state) if addition.state else b"",
+                int(addition.anew),
                 addition.first,
                 len(addition.items),
                 int(addition.ended),
@@ -227,14 +241,15 @@ class RedisLog:
             return None
         plan = _plan_decoder.decode(meta[b"plan"])
         state = _state_decoder.decode(meta[b"state"]) if b"state" in meta else None
-        items = [_item(fields[b"e"]) for _, fields in log]
+        numbered = [(_number(element_id), _item(fields[b"e"])) for element_id, fields in log]
+        first, items = _without_gap(numbered)
         return Stored(
             plan,
             _choices(plan, state, items),
             state.queue_ms if state else None,
             state.ttft_ms if state else None,
             items,
-            _number(log[0][0]) if log else 1,
+            first,
             meta[b"writer"].decode(),
             {replica.decode(): int(count) for replica, count in readers.items()},
         )
@@ -256,14 +271,17 @@ class RedisLog:
 
     async def news(
         self, followed: Mapping[str, int]
-    ) -> tuple[list[Told], dict[str, list[Entry | End]]]:
-        """Wait for what others tell, and for new items of tapes, after the number of each."""
+    ) -> tuple[list[Told], dict[str, list[tuple[int, Entry | End]]]]:
+        """Wait for what others tell, and for new items of tapes, after the number of each.
+
+        Each item has its number: entries that Redis has lost are missing, not renumbered.
+        """
         inbox = _inbox(self.replica)
         positions: dict[Any, Any] = {inbox: self._told_up_to}
         positions |= {_log(tape_id): f"0-{last}" for tape_id, last in followed.items()}
         reply: Any = await self._redis.xread(positions, block=_BLOCK)
         told: list[Told] = []
-        items: dict[str, list[Entry | End]] = {}
+        items: dict[str, list[tuple[int, Entry | End]]] = {}
         for key, elements in reply or ():
             name = key.decode()
             if name == inbox:
@@ -271,7 +289,9 @@ class RedisLog:
                 told = [_told(fields) for _, fields in elements]
             else:
                 tape_id = name.rpartition(":")[2]
-                items[tape_id] = [_item(fields[b"e"]) for _, fields in elements]
+                items[tape_id] = [
+                    (_number(element_id), _item(fields[b"e"])) for element_id, fields in elements
+                ]
         return told, items
 
     # ---- replicas
@@ -321,6 +341,18 @@ def _inbox(replica: str) -> str:
 
 def _number(element_id: bytes) -> int:
     return int(element_id.partition(b"-")[2])
+
+
+def _without_gap(
+    numbered: Sequence[tuple[int, Entry | End]],
+) -> tuple[int, list[Entry | End]]:
+    """The number of the first item after the last gap, and the items from it on."""
+    start = 0
+    for at in range(1, len(numbered)):
+        if numbered[at][0] != numbered[at - 1][0] + 1:
+            start = at
+    first = numbered[start][0] if numbered else 1
+    return first, [item for _, item in numbered[start:]]
 
 
 def _told(fields: Mapping[bytes, bytes]) -> Told:

@@ -130,16 +130,15 @@ class Registry:
         if not readers and plan.terms.on_disconnect != "continue":
             self._pause(recording)
 
-    def disown(self, tape: Tape) -> int:
-        """Another process goes on with it; returns how many readers it had here."""
+    def disown(self, tape: Tape) -> None:
+        """Another process goes on with it."""
         recording = self._recordings.pop(tape.id, None)
         if recording is None:
-            return 0
+            return
         recording.stop_timers()
         for sequence_id in recording.unfinished:
             self.engine.cancel(sequence_id)
             self.turnover.end()
-        return recording.readers
 
     def _submit(self, recording: _Recording, plan: Plan) -> None:
         """Hand what is unfinished to the engine."""
@@ -226,6 +225,7 @@ class Registry:
     def attach(self, tape: Tape) -> None:
         """One more reader; a paused generation goes on."""
         self.num_readers += 1
+        tape.readers += 1
         if tape.id in self._recordings:
             self.join(tape)
         else:
@@ -234,6 +234,7 @@ class Registry:
     def detach(self, tape: Tape) -> None:
         """One reader less; when it was the last, the tape's `on_disconnect` decides."""
         self.num_readers -= 1
+        tape.readers -= 1
         if tape.id in self._recordings:
             self.leave(tape)
         else:

@@ -42,6 +42,11 @@ class Shelf:
         self._finished_size += tape.size
         self._expire()
 
+    def reopened(self, tape: Tape) -> None:
+        """It was finished here, but another process goes on with it: it must not be dropped yet."""
+        if self._finished.pop(tape.id, None):
+            self._finished_size -= tape.size
+
     def _expire(self) -> None:
         """Drop the oldest while they are over age, or all finished ones together over budget."""
         oldest = time.monotonic() - self._ttl
@@ -52,5 +57,6 @@ class Shelf:
             self._finished_size -= tape.size
             del self._finished[tape.id], self._tapes[tape.id]
             self.num_expired += 1
-            if tape.claim:
+            # Another replica may have used the key for a tape that is here by now.
+            if tape.claim and self._claimed.get(tape.claim.key) is tape:
                 del self._claimed[tape.claim.key]

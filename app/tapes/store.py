@@ -6,6 +6,7 @@ from app.errors import APIError, try_later
 from app.tapes.plan import Plan
 from app.tapes.shelf import Shelf
 from app.tapes.tape import Tape
+from model.messages import FinishReason
 
 
 class Writer(Protocol):
@@ -17,8 +18,8 @@ class Writer(Protocol):
     def adopt(self, tape: Tape, plan: Plan, readers: int) -> None:
         """Its writer has gone: go on with it. It has so many readers, wherever they are."""
 
-    def disown(self, tape: Tape) -> int:
-        """Another process goes on with it: stop. Returns how many readers it had here."""
+    def disown(self, tape: Tape) -> None:
+        """Another process goes on with it: stop."""
 
     def join(self, tape: Tape) -> None:
         """A reader of another process follows it."""
@@ -26,7 +27,9 @@ class Writer(Protocol):
     def leave(self, tape: Tape) -> None:
         """A reader of another process has left it."""
 
-    def cancel(self, tape_id: str) -> None:
+    def cancel(
+        self, tape_id: str, reason: FinishReason = "cancelled", error: str | None = None
+    ) -> None:
         """End it."""
 
 
@@ -38,7 +41,7 @@ class TapeStore:
 
     shelf: Shelf
     confirms: bool = False
-    is_reachable: bool = True  # whether tapes can begin
+    why_unavailable: str | None = None  # why no tape can begin now; None where one can
     hands_over: bool = False  # whether others would go on with what this process leaves unfinished
 
     async def start(self, writer: Writer) -> None:
@@ -79,9 +82,9 @@ class TapeStore:
         """Have whoever writes it end it."""
 
 
-def unreachable() -> APIError:
+def unreachable(why: str) -> APIError:
     return try_later(
         503,
-        "tapes cannot be kept: their store is out of reach; try again shortly",
+        f"the store cannot keep tapes now ({why:.200}); try again shortly",
         code="store_unreachable",
     )

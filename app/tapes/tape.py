@@ -160,6 +160,7 @@ class Tape:
     ended_at: float | None = None
     queue_ms: float | None = None
     paused: bool = False
+    readers: int = 0  # of this process, now
     resumes: int = 0  # readers that went on after an entry
     size: int = _EMPTY
     _first: float | None = None
@@ -268,6 +269,21 @@ class Tape:
             else:
                 self.end, self.ended_at = item, time.monotonic()
                 self._show()
+
+    def follow(self, numbered: Iterable[tuple[int, Entry | End]]) -> None:
+        """Copy what another process writes, by its numbers.
+
+        What is here already is passed over. Entries that are missing are a gap for the readers, as
+        if they had been dropped: no later entry takes their numbers.
+        """
+        for number, item in numbered:
+            if number <= self.written:
+                continue
+            if number > self.written + 1:
+                self.size -= sum(entry.size for entry in self.entries)
+                self.entries.clear()
+                self.num_dropped = self.last = number - 1
+            self.extend([item])
 
     def _drop_oldest(self) -> None:
         """An eighth of the room at once: each time, the entries that are left are moved."""

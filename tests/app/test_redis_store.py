@@ -25,6 +25,7 @@ class Log:
     known: dict[str, list[Entry | End]] = field(default_factory=dict)
     fenced: set[str] = field(default_factory=set)
     puts_to_fail: int = 0
+    told: list[tuple[str, str, int]] = field(default_factory=list)
 
     async def put(self, tape_id: str, plan: Plan) -> None:
         if self.puts_to_fail:
@@ -48,14 +49,17 @@ class Log:
                 has.append(item)
         return WRITTEN
 
-    async def news(self, followed: object) -> tuple[list[Told], dict[str, list[Entry | End]]]:
+    async def news(
+        self, followed: object
+    ) -> tuple[list[Told], dict[str, list[tuple[int, Entry | End]]]]:
         await asyncio.Event().wait()
         raise AssertionError
 
     async def beat(self) -> dict[str, bool]:
         return {self.replica: True}
 
-    async def tell_writer(self, what: str, tape_id: str, readers: int = 0) -> None: ...
+    async def tell_writer(self, what: str, tape_id: str, readers: int = 0) -> None:
+        self.told.append((what, tape_id, readers))
 
     async def wake(self) -> None: ...
 
@@ -68,8 +72,7 @@ class Writer(Registry):
     def __init__(self) -> None:
         """It writes nothing by itself."""
 
-    def disown(self, tape: Tape) -> int:
-        return 0
+    def disown(self, tape: Tape) -> None: ...
 
 
 async def begun(log: Log) -> RedisStore:
@@ -142,4 +145,30 @@ async def test_a_fenced_tape_keeps_only_what_was_shown() -> None:
     await store.flush()
     assert (tape.last, len(tape.entries), tape.end) == (2, 2, None)
     assert len(log.known["tape"]) == 2
+    await store.stop()
+
+
+async def test_the_readers_of_a_fenced_tape_are_told_of_also_when_its_generation_has_ended() -> (
+    None
+):
+    """Else its new writer takes it for left, pauses it, and cancels it in the end."""
+    log = Log()
+    store = await begun(log)
+    tape = await added(store, "tape")
+    tape.readers = 2
+    write(store, tape, 2)
+    await store.flush()
+    log.fenced.add("tape")
+    write(store, tape, 3)
+    tape.finish("stop")
+    store.finished(tape)
+    await store.flush()
+    async with asyncio.timeout(10):
+        while not log.told:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert log.told == [("join", "tape", 2)]
+    other = Tape("other", [])
+    store.shelf.add(other)
+    store.shelf.finished(other)
+    assert store.shelf.get("tape") is tape, "it goes on elsewhere"
     await store.stop()

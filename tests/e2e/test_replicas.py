@@ -38,8 +38,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 class Replicas:
     """Servers of one model with one store, each with a client of its own."""
 
-    def __init__(self, model: Path, store: Redis, folder: Path) -> None:
-        self._flags = ("--model", str(model), "--dtype", "float32", "--tapes", store.url)
+    def __init__(self, model: Path, store: Redis, folder: Path, *flags: str) -> None:
+        self._flags = ("--model", str(model), "--dtype", "float32", "--tapes", store.url, *flags)
         self._folder = folder
         self._servers = ExitStack()
         self._clients = AsyncExitStack()
@@ -65,20 +65,21 @@ class Replicas:
 
     async def read(self, reading: Reading, *numbers: int) -> None:
         """To the end, at the first of these replicas; at the next when a connection is lost."""
+        lost = []
         for number in numbers:
             headers = {"Last-Event-ID": reading.event_id} if reading.last else {}
             path = f"/v1/tapes/{reading.tape}"
             try:
                 async with self.http[number].stream("GET", path, headers=headers) as response:
                     return await reading.read(response)
-            except httpx.TransportError:
-                continue
-        raise AssertionError("no replica has brought it to its end")
+            except httpx.TransportError as error:
+                lost.append(error)
+        raise AssertionError(f"no replica has brought it to its end: {lost!r}")
 
 
 @asynccontextmanager
-async def two(model: Path, store: Redis, folder: Path) -> AsyncIterator[Replicas]:
-    replicas = Replicas(model, store, folder)
+async def two(model: Path, store: Redis, folder: Path, *flags: str) -> AsyncIterator[Replicas]:
+    replicas = Replicas(model, store, folder, *flags)
     try:
         await asyncio.gather(replicas.add(), replicas.add())
         yield replicas
