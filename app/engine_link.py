@@ -5,18 +5,21 @@ with no task and no queue between. `generate` is the same as an async generator.
 """
 
 import asyncio
-import contextlib
+import errno
 import logging
 import math
 import os
 import signal
-import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
+import msgspec
+
+from app.child_process import ChildProcess
+from app.engine_watchdog import EngineWatchdog
 from app.settings import EngineSettings
 from model.messages import (
     Cancel,
@@ -24,6 +27,7 @@ from model.messages import (
     Configure,
     Failed,
     Finished,
+    FrameError,
     Gauges,
     Generate,
     Pause,
@@ -49,7 +53,9 @@ _WAIT_ASLEEP = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 # Seconds before another engine is started: more each time that one dies before it is ready.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-_SECONDS_TO_GO = 2.0
+
+# Why a first engine cannot be started, and none after it either: no such file, or no right to it.
+_LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.E2BIG}
 
 _SENT_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 
@@ -77,6 +83,8 @@ class EngineWatcher(Protocol):
         """Another one takes work."""
 
 
+_SINK_FAILED = "an error of ours; the server's log says more"
+
 Event = Started | Queued | Prefilling | Token | Finished
 Sink = Callable[[Event | EngineError], None]
 
@@ -95,26 +103,21 @@ def configuration(settings: EngineSettings, path: Path) -> Configure:
     )
 
 
-async def _end(process: asyncio.subprocess.Process) -> int:
-    """Its exit code. It goes by itself when its socket closes; one that hangs is killed."""
-    try:
-        return await asyncio.wait_for(process.wait(), _SECONDS_TO_GO)
-    except TimeoutError:
-        process.kill()
-        return await process.wait()
+def _killed_for_memory() -> float:
+    """How many processes of this machine the kernel has killed for want of memory.
 
-
-def _killed_for_memory() -> int:
-    """How many processes of this machine the kernel has killed for want of memory."""
+    NaN where it does not tell: then no count is larger than an earlier one.
+    """
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+        return math.nan
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), math.nan)
 
 
 class _Reports(asyncio.Protocol):
-    """What the engine sends. `closed` is done when nothing more can come, however that came about.
+    """What the engine sends. `closed` is done when nothing more can come, however that came about;
+    `fault` says what was wrong with a frame that is no report.
 
     Not a StreamReader: with it, and a task that waits for it, a wake-up costs more than twice as
     much.
@@ -123,25 +126,24 @@ class _Reports(asyncio.Protocol):
     def __init__(self, handle: Callable[[Report], None]) -> None:
         self._handle = handle
         self._unpacker = Unpacker()
-        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.fault: str | None = None
+        self.closed = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
+        if self.fault:
+            return
         try:
             for body in self._unpacker.feed(data):
                 self._handle(report_decoder.decode(body))
-        except Exception as error:
-            self._close(error)
+        except (FrameError, msgspec.MsgspecError) as error:
+            self.fault = str(error)
+            self.closed.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._close(None)
+        self.closed.set()
 
-    def _close(self, error: Exception | None) -> None:
-        if self.closed.done():
-            return
-        if error:
-            self.closed.set_exception(error)
-        else:
-            self.closed.set_result(None)
+
+_Running = tuple[ChildProcess, _Reports]
 
 
 class EngineLink:
@@ -151,14 +153,15 @@ class EngineLink:
     command: ClassVar[Sequence[str]] = (sys.executable, "-P", "-m", "model.process")
 
     def __init__(self, options: Configure, patience: float = math.inf) -> None:
-        """An engine that owes a report for `patience` seconds hangs, and is killed."""
+        """An engine that owes a report for `patience` seconds, or stops loading, is killed."""
         self._options = options
         self._patience = patience
-        self._owes_since: float | None = None  # a report; every command is answered by one
+        self._watchdog = EngineWatchdog(patience)
+        self._owes = False  # a report; every command is answered by one
+        self._num_reports = 0
         self._hangs = False
         self._sinks: dict[str, Sink] = {}
-        self._process: asyncio.subprocess.Process | None = None
-        self._transport: asyncio.Transport | None = None
+        self._engine: ChildProcess | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._loaded = asyncio.Event()
         self._engine_state: Literal["loading", "ready", "recovering"] = "loading"
@@ -188,12 +191,12 @@ class EngineLink:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+        return self._engine.pid if self._engine else None
 
     async def start(self) -> None:
         """Launch the engine; returns at once, `loaded` waits until it can work."""
-        reports = await self._launch()
-        self._tasks = [asyncio.create_task(self._watch(reports))]
+        running = await self._launch()
+        self._tasks = [asyncio.create_task(self._keep_running(running))]
         if self._patience < math.inf:
             self._tasks.append(asyncio.create_task(self._watch_for_hanging()))
 
@@ -212,9 +215,8 @@ class EngineLink:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._hang_up()
-        if self._process:
-            await _end(self._process)
+        if self._engine:
+            await self._engine.end()
         self._tell_all(EngineError("the engine was stopped"))
 
     def drain(self) -> None:
@@ -226,7 +228,8 @@ class EngineLink:
 
         Where the sequence has to wait, Queued and Prefilling come between.
         Or EngineError, when the engine dies or is not there; nothing comes after it. The sink must
-        neither wait nor raise: it would hold up or end the tokens of everybody.
+        not wait: it would hold up the tokens of everybody. If it raises, its sequence is cancelled,
+        and the last that it gets is Finished with an error.
         """
         if not self._connected:
             sink(EngineError("the engine is not there"))
@@ -265,126 +268,138 @@ class EngineLink:
 
     @property
     def _connected(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
+        return self._engine is not None and self._engine.connected
 
     def _send(self, command: Command) -> None:
         """To an engine that has gone nothing is sent: it has forgotten every request anyway."""
-        if self._transport and self._connected:
-            self._transport.write(pack(command))
-            if self._owes_since is None:
-                self._owes_since = time.monotonic()
+        if self._engine and self._engine.connected:
+            self._engine.write(pack(command))
+            self._owes = True
 
-    async def _launch(self) -> _Reports:
-        self._hangs = False
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *self.command,
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                env=_WAIT_ASLEEP | os.environ,
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-        loop = asyncio.get_running_loop()
-        self._transport, reports = await loop.create_connection(
-            lambda: _Reports(self._handle), sock=ours
-        )
-        self._send(self._options)
-        return reports
-
-    async def _watch(self, reports: _Reports) -> None:
-        """Start another engine whenever one dies at work."""
+    async def _keep_running(self, running: _Running | None) -> None:
+        """Launch another engine whenever one ends or could not be launched."""
         pause = _FIRST_PAUSE
         try:
-            while True:
-                killed_for_memory = _killed_for_memory()
-                await reports.closed
-                pause = _FIRST_PAUSE if self._loaded.is_set() else min(2 * pause, _LONGEST_PAUSE)
-                code = await self._bury()
+            while not self.failure.done():
+                if running and await self._outlive(*running):
+                    pause = _FIRST_PAUSE
                 if self.failure.done():
                     return
-                logger.error("the engine process ended (exit code %s); starting another", code)
-                starved = _killed_for_memory() > killed_for_memory
-                if self.watcher:
-                    crashed = self._hangs or starved or code not in _SENT_FROM_OUTSIDE
-                    self.watcher.engine_died(crashed=crashed)
                 await asyncio.sleep(pause)
-                reports = await self._launch()
-                self.restarts += 1
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                running = await self._launch()
+                self.restarts += running is not None
         except Exception as error:
             logger.exception("watching the engine failed")
             self._tell_all(EngineError("the engine was lost"))
             self._fail(f"the engine was lost: {error}")
 
-    async def _bury(self) -> int:
-        """From now on there is no engine, until another is ready. Returns the exit code."""
-        assert self._process
-        self._hang_up()
+    async def _launch(self) -> _Running | None:
+        """Start an engine process; None when the machine lacks what it takes, which may pass."""
+        reports = _Reports(self._handle)
+        try:
+            engine = await ChildProcess.start(
+                self.command, lambda: reports, _WAIT_ASLEEP | os.environ
+            )
+        except (OSError, MemoryError) as error:
+            if self.info is None and getattr(error, "errno", None) in _LASTING:
+                self._fail(f"the engine process cannot be started: {error}")
+            else:
+                logger.error("the engine process cannot be started: %s; trying again", error)
+            return None
+        self._engine, self._hangs = engine, False
+        self._watchdog.launched()
+        self._send(self._options)
+        return engine, reports
+
+    async def _outlive(self, engine: ChildProcess, reports: _Reports) -> bool:
+        """Wait for its end, and tell all who need to know. Returns whether it was ever ready."""
+        killed_for_memory = _killed_for_memory()
+        await reports.closed.wait()
+        was_ready = self._loaded.is_set()
         self._loaded.clear()
         if self.info:
             self._engine_state = "recovering"
-        code = await _end(self._process)
-        self._tell_all(EngineError(f"the engine process ended (exit code {code})"))
-        if self.info is None:
-            self._fail(f"the engine process ended while it loaded (exit code {code})")
-        return code
+        code = await engine.end()
+        why = reports.fault and f"it sent what is no report: {reports.fault}"
+        why = why or f"exit code {code}"
+        self._tell_all(EngineError(f"the engine process ended ({why})"))
+        if self.info is None and not self._hangs:
+            self._fail(f"the engine process ended while it loaded ({why})")
+        if not self.failure.done():
+            logger.error("the engine process ended (%s); starting another", why)
+            starved = _killed_for_memory() > killed_for_memory
+            crashed = self._hangs or starved or code not in _SENT_FROM_OUTSIDE
+            if self.watcher:
+                self._tell(partial(self.watcher.engine_died, crashed=crashed))
+        return was_ready
 
     async def _watch_for_hanging(self) -> None:
         """Kill an engine that gives no sign of life; what it was working on is to blame."""
         while True:
-            await asyncio.sleep(self._patience / 10)
-            owes = self._owes_since
-            overdue = owes is not None and time.monotonic() - owes > self._patience
-            if overdue and self._engine_state == "ready" and self._process:
-                logger.error("the engine has not answered for %g s; killing it", self._patience)
+            await asyncio.sleep(self._watchdog.interval)
+            engine = self._engine
+            if engine and engine.connected and (why := self._hanging(engine.pid)):
+                logger.error("the engine %s; killing it", why)
                 self._hangs = True
-                self._owes_since = None
-                with contextlib.suppress(ProcessLookupError):  # it has ended just now
-                    self._process.kill()
+                engine.kill()
+
+    def _hanging(self, pid: int) -> str | None:
+        if self._loaded.is_set():
+            return self._watchdog.look_at_work(pid, self._num_reports, owes=self._owes)
+        return self._watchdog.look_at_load(pid)
 
     def _handle(self, report: Report) -> None:
+        self._num_reports += 1
         match report:
             case Step():
                 self.gauges = report.gauges
                 self._totals = report.totals
+                self._owes = bool(report.gauges.running or report.gauges.waiting)
                 if self.on_iteration and report.num_tokens:
-                    self.on_iteration(report.num_tokens)
-                has_work = report.gauges.running or report.gauges.waiting
-                self._owes_since = time.monotonic() if has_work else None
+                    self._tell(self.on_iteration, report.num_tokens)
                 self._deliver(report)
             case Ready():
                 self.info = report
                 if report.note:
                     logger.info("%s", report.note)
                 self._engine_state = "ready"
-                self._owes_since = None
+                self._owes = False
                 if not self._loaded.is_set():
                     self._loaded.set()
                     if self.watcher:
-                        self.watcher.engine_ready()
+                        self._tell(self.watcher.engine_ready)
             case Failed():
                 self._fail(report.message)
 
     def _deliver(self, step: Step) -> None:
         """Each event to the sink of its sequence; those of cancelled sequences to nobody."""
-        for events in (step.started, step.progress, step.tokens, step.finished):
+        for events in (step.started, step.progress, step.tokens):
             for event in events:
-                if sink := self._sinks.get(event.id):
-                    sink(event)
+                sink = self._sinks.get(event.id)
+                if sink and not self._tell(sink, event):
+                    self.cancel(event.id)
+                    self._tell(sink, Finished(event.id, "error", _SINK_FAILED))
         for finished in step.finished:
-            self._sinks.pop(finished.id, None)
+            if sink := self._sinks.pop(finished.id, None):
+                self._tell(sink, finished)
 
     def _tell_all(self, error: EngineError) -> None:
         self.gauges = Gauges()
         self._earlier_totals, self._totals = self.totals, Totals()
         sinks, self._sinks = self._sinks, {}
         for sink in sinks.values():
-            sink(error)
+            self._tell(sink, error)
+
+    def _tell(self, listener: Callable[..., None], *news: object) -> bool:
+        """Whether the listener took it. What it raises is logged here and stops nobody else."""
+        try:
+            listener(*news)
+        except Exception:
+            logger.exception("what the engine reports could not be taken in")
+            return False
+        return True
 
     def _fail(self, message: str) -> None:
         if not self.failure.done():
             self.failure.set_result(EngineFailedError(message))
-
-    def _hang_up(self) -> None:
-        if self._transport:
-            self._transport.close()

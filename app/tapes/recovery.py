@@ -19,6 +19,7 @@ from model.messages import Finished, Generate, Token
 logger = logging.getLogger("tickertape.recovery")
 
 GIVEN_UP = "the engine died twice while it computed this request; do not send it again"
+_OURS = "an error of ours; the server's log says more"
 
 Record = Callable[[Event], None]
 
@@ -70,7 +71,9 @@ class Recovery:
             self._forget(job)
 
     def pause(self, request_id: str) -> None:
-        job = self._jobs[request_id]
+        job = self._jobs.get(request_id)
+        if job is None:
+            return
         job.paused = True
         self._waiting.pop(request_id, None)
         if job.engaged:
@@ -79,7 +82,9 @@ class Recovery:
         self._tried(job)
 
     def resume(self, request_id: str) -> None:
-        job = self._jobs[request_id]
+        job = self._jobs.get(request_id)
+        if job is None:
+            return
         job.paused = False
         if not job.engaged:
             self._wait(job)
@@ -94,8 +99,9 @@ class Recovery:
         for job in self._jobs.values():
             job.orphaned = job.orphaned or job.engaged
             job.engaged = job.held = False
+        for job in list(self._jobs.values()):
             if not job.paused:
-                job.tape.announce(Recovering())
+                self._attempt(job, job.tape.announce, Recovering())
         self._waiting = {id: job for id, job in self._jobs.items() if not job.paused}
 
     def engine_ready(self) -> None:
@@ -113,8 +119,26 @@ class Recovery:
 
     def _fail(self, job: _Job) -> None:
         logger.error("tape %s: %s", job.tape.id, GIVEN_UP)
-        del self._jobs[job.request.id]
-        job.record(Finished(job.request.id, "error", GIVEN_UP))
+        self._give_up(job, GIVEN_UP)
+
+    def _give_up(self, job: _Job, why: str) -> None:
+        """End the tape of one sequence with an error, as far as that is possible."""
+        self._jobs.pop(job.request.id, None)
+        self._waiting.pop(job.request.id, None)
+        try:
+            job.record(Finished(job.request.id, "error", why))
+        except Exception:
+            logger.exception("tape %s: its end could not be recorded", job.tape.id)
+
+    def _attempt(self, job: _Job, act: Callable[..., None], *args: object) -> None:
+        """Do something for one sequence of many: what it raises ends that one alone."""
+        try:
+            act(*args)
+        except Exception:
+            logger.exception("tape %s cannot go on", job.tape.id)
+            self._link.cancel(job.request.id)
+            self._give_up(job, _OURS)
+            self._tried(job)
 
     def _wait(self, job: _Job) -> None:
         self._waiting[job.request.id] = job
@@ -128,7 +152,7 @@ class Recovery:
             job = self._waiting.pop(next(iter(self._waiting)))
             if self._careful:
                 self._trial = job
-            self._engage(job)
+            self._attempt(job, self._engage, job)
         if self._careful and not self._waiting and self._trial is None:
             self._acquit()
 
@@ -154,7 +178,7 @@ class Recovery:
             job.record(event)
 
     def _forget(self, job: _Job) -> None:
-        del self._jobs[job.request.id]
+        self._jobs.pop(job.request.id, None)
         self._waiting.pop(job.request.id, None)
         self._tried(job)
 

@@ -1,12 +1,18 @@
 """The link and an engine process that computes nothing: who gets what, and what when it dies."""
 
 import asyncio
+import contextlib
+import math
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from errno import EAGAIN, EMFILE, ENFILE, ENOMEM
+from pathlib import Path
 
+import psutil
 import pytest
 
 from app.engine_link import EngineError, EngineFailedError, EngineLink, Event
@@ -31,18 +37,48 @@ class FakeLink(EngineLink):
 class BabblingLink(EngineLink):
     """Its engine sends what is no report."""
 
-    command = (sys.executable, "-c", "import os, sys; os.write(int(sys.argv[1]), bytes(64))")
+    script = """
+import os, sys
+peer = int(sys.argv[1])
+os.read(peer, 1 << 16)
+os.write(peer, bytes(64))
+os.read(peer, 1)
+"""
+    command = (sys.executable, "-c", script)
+
+
+class FaultyLink(EngineLink):
+    """As FakeLink, but its engine sends what is no report at SIGUSR1."""
+
+    command = (sys.executable, "-m", "tests.app.faulty_engine")
 
 
 @asynccontextmanager
-async def started() -> AsyncIterator[EngineLink]:
-    link = FakeLink(OPTIONS)
+async def started(
+    kind: type[EngineLink] = FakeLink, patience: float = math.inf
+) -> AsyncIterator[EngineLink]:
+    link = kind(OPTIONS, patience)
     await link.start()
     await link.loaded()
     try:
         yield link
     finally:
         await link.stop()
+
+
+def descriptors() -> int:
+    return psutil.Process().num_fds()
+
+
+async def tokens_of(link: EngineLink, name: str = "probe") -> int:
+    events = [event async for event in link.generate(request(name, 3))]
+    return sum(isinstance(event, Token) for event in events)
+
+
+async def count(log: pytest.LogCaptureFixture, words: str, times: int) -> None:
+    """Wait until the log has said so that often."""
+    while log.text.count(words) < times:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
 
 
 def request(name: str, tokens: int) -> Generate:
@@ -110,13 +146,178 @@ async def test_when_the_engine_dies_everybody_is_told_once_and_another_comes() -
         assert len(await inbox.until(Finished)) == 5
 
 
-async def test_an_engine_that_babbles_is_given_up() -> None:
+async def test_an_engine_that_babbles_at_its_first_start_is_given_up() -> None:
     link = BabblingLink(OPTIONS)
     await link.start()
-    with pytest.raises(EngineFailedError, match="the engine was lost"):
+    with pytest.raises(EngineFailedError, match="it sent what is no report"):
         async with asyncio.timeout(20):
             await link.loaded()
     await link.stop()
+
+
+async def test_an_engine_that_babbles_later_is_replaced() -> None:
+    async with asyncio.timeout(20), started(FaultyLink) as link:
+        inbox, pid = Inbox(), link.pid
+        link.submit(request("a", 1 << 20), inbox.put_nowait)
+        await inbox.until(Token)
+        os.kill(pid or 0, signal.SIGUSR1)
+        *_, lost = await inbox.until(EngineError)
+        assert "no report" in str(lost)
+        await link.loaded()
+        assert link.pid != pid
+        assert await tokens_of(link) == 3
+
+
+async def test_a_sink_that_raises_ends_its_own_sequence_only() -> None:
+    """At any of its events; the last that it gets is a Finished with an error."""
+    async with asyncio.timeout(20), started() as link:
+        pid, other = link.pid, Inbox()
+        link.submit(request("other", 1 << 20), other.put_nowait)
+        for kind in (Started, Token, Finished):
+            heard: list[Event | EngineError] = []
+
+            def spoilt(event: Event | EngineError, kind: type = kind, heard: list = heard) -> None:
+                heard.append(event)
+                if type(event) is kind:
+                    raise KeyError(":again")
+
+            link.submit(request(f"bad {kind.__name__}", 3), spoilt)
+            await other.until(Token)
+            assert await tokens_of(link) == 3
+            await asyncio.sleep(0)
+            while not heard or not isinstance(heard[-1], Finished):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            assert heard[-1].reason == ("length" if kind is Finished else "error")
+            assert sum(isinstance(event, kind) for event in heard) == 1
+        while link.gauges.running > 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert other.qsize() or await other.until(Token)
+        assert (link.pid, link.restarts, link.failure.done()) == (pid, 0, False)
+
+
+async def test_a_sink_that_raises_at_the_death_of_the_engine_keeps_nobody_from_the_next() -> None:
+    class Deaf:
+        def engine_died(self, *, crashed: bool) -> None:
+            raise RuntimeError("died")
+
+        def engine_ready(self) -> None:
+            raise RuntimeError("ready")
+
+    def spoilt(event: Event | EngineError) -> None:
+        if isinstance(event, EngineError):
+            raise RuntimeError("lost")
+
+    def uncounted(tokens: int) -> None:
+        raise RuntimeError("iteration")
+
+    async with asyncio.timeout(20), started() as link:
+        link.watcher, link.on_iteration, inbox = Deaf(), uncounted, Inbox()
+        link.submit(request("bad", 1 << 20), spoilt)
+        link.submit(request("good", 1 << 20), inbox.put_nowait)
+        await inbox.until(Token)
+        os.kill(link.pid or 0, signal.SIGKILL)
+        await inbox.until(EngineError)
+        await link.loaded()
+        assert await tokens_of(link) == 3
+        assert not link.failure.done()
+
+
+FAULTS = [OSError(number, os.strerror(number)) for number in (EMFILE, ENFILE, ENOMEM, EAGAIN)]
+
+
+@pytest.mark.parametrize("call", ["socket.socketpair", "asyncio.create_subprocess_exec"])
+@pytest.mark.parametrize("fault", [*FAULTS, MemoryError()], ids=repr)
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+async def test_a_launch_that_fails_is_tried_again(
+    call: str, fault: Exception, first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise fault
+
+    async with asyncio.timeout(30):
+        link = FakeLink(OPTIONS)
+        if not first:
+            await link.start()
+            await link.loaded()
+        before = descriptors()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"app.child_process.{call}", fails)
+            if first:
+                await link.start()
+            else:
+                os.kill(link.pid or 0, signal.SIGKILL)
+            await count(caplog, "the engine process cannot be started", 3)
+            assert link.state == ("loading" if first else "recovering")
+            assert descriptors() <= before
+        await link.loaded()
+        assert await tokens_of(link) == 3
+        await link.stop()
+        assert not link.failure.done()
+
+
+async def test_without_descriptors_it_goes_on_trying(caplog: pytest.LogCaptureFixture) -> None:
+    """The real limit: a socket pair and the pipes of a fork fail, each at its own descriptor."""
+    async with asyncio.timeout(60), started() as link:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for free in range(4):  # more are enough
+            await link.loaded()
+            caplog.clear()
+            held: list[int] = []
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (512, limits[1]))
+                with contextlib.suppress(OSError):
+                    while True:
+                        held.append(os.open(os.devnull, os.O_RDONLY))
+                for _ in range(free):
+                    os.close(held.pop())
+                os.kill(link.pid or 0, signal.SIGKILL)
+                await count(caplog, "the engine process cannot be started", 2)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                for descriptor in held:
+                    os.close(descriptor)
+        await link.loaded()
+        assert await tokens_of(link) == 3
+
+
+async def test_a_first_launch_that_can_never_succeed_is_a_failure(tmp_path: Path) -> None:
+    class Nothing(EngineLink):
+        command = (str(tmp_path / "nothing"),)
+
+    link = Nothing(OPTIONS)
+    await link.start()
+    with pytest.raises(EngineFailedError, match=r"cannot be started: .*No such file"):
+        await link.loaded()
+    await link.stop()
+
+
+async def test_an_engine_that_stops_while_it_loads_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of all, and one that follows another."""
+    stop_at = tmp_path / "stop"
+    monkeypatch.setenv("STOP_AT_LOAD", str(stop_at))
+    async with asyncio.timeout(60):
+        stop_at.touch()
+        async with started(FaultyLink, patience=0.5) as link:
+            assert not stop_at.exists(), "the first engine has stopped itself"
+            assert link.restarts == 1
+            stop_at.touch()
+            os.kill(link.pid or 0, signal.SIGKILL)
+            while link.restarts < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await link.loaded()
+            assert await tokens_of(link) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
+async def test_stop_ends_an_engine_in_any_state(number: signal.Signals) -> None:
+    async with asyncio.timeout(20), started() as link:
+        pid = link.pid or 0
+        os.kill(pid, number)
+        await link.stop()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 async def test_a_tape_that_cannot_be_written_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:

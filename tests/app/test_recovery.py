@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -245,6 +245,41 @@ def test_the_one_on_trial_may_leave() -> None:
         assert "1" in house.engine.has
         house.run()
         assert house.reasons()[1:] == ["length", "length"]
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+@pytest.mark.parametrize("call", ["announce", "submit"])
+def test_a_tape_that_cannot_go_on_keeps_no_other_from_it(
+    call: str, crashed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither when the engine has died, nor when the next one is handed its sequences."""
+    house = House()
+    first, bad, last = house.start(3)
+    house.engine.step()
+    announce, submit = Tape.announce, house.engine.submit
+
+    def announcing(tape: Tape, progress: Any) -> None:
+        if tape is bad:
+            raise RuntimeError("no reader can be told")
+        announce(tape, progress)
+
+    def submitting(request: Generate, sink: Sink) -> None:
+        if request.id == bad.id:
+            raise OverflowError("cannot be packed")
+        submit(request, sink)
+
+    if call == "announce":
+        monkeypatch.setattr(Tape, "announce", announcing)
+    else:
+        monkeypatch.setattr(house.engine, "submit", submitting)
+    house.engine.die(crashed=crashed)
+    house.run()
+    assert complete(first)
+    assert complete(last)
+    assert bad.end
+    assert bad.end.finish_reason == "error"
+    house.recovery.pause(bad.id)
+    house.recovery.resume(bad.id)
 
 
 @given(st.randoms(use_true_random=False), st.integers(1, 4))

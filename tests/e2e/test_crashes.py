@@ -1,6 +1,7 @@
 """The engine process dies, and nobody who reads a stream can tell by what is in it."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.answers import Reading, read_all, read_into, to_the_end, typing
@@ -72,9 +74,9 @@ def kill(server: RunningServer) -> int:
     return pid
 
 
-async def replaced(server: RunningServer, pid: int) -> None:
+async def replaced(server: RunningServer, pid: int, seconds: float = 10) -> None:
     """Another process is there, maybe loading."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(seconds):
         while server.health()["engine_pid"] == pid:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -176,6 +178,64 @@ async def test_an_engine_that_hangs_is_killed_and_the_streams_go_on(
             await asyncio.sleep(1.5)  # nothing is owed: an engine without work may be silent
             assert server.health()["engine_pid"] == idle != engine
         assert server.stop() == 0
+
+
+async def test_an_engine_that_stops_while_it_loads_is_replaced(
+    tmp_path: Path, undisturbed: list[list[int]]
+) -> None:
+    """At the first load, and at the one after a crash while a stream waits."""
+    log = tmp_path / "log"
+    with running(log, *FLAGS, "--engine-timeout", "2", ready=False) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            await stopped_while_it_loads(server)
+            await server.health_becomes(60, engine="ready")
+            async with typing(http, body(1)) as (reading, frames):
+                killed = kill(server)
+                await replaced(server, killed)
+                await stopped_while_it_loads(server)
+                assert (await to_the_end(reading, frames))["finish_reason"] == "length"
+        assert reading.token_ids == undisturbed[1]
+        assert log.read_text().count("has used no processor time") >= 2
+        assert server.stop() == 0
+
+
+async def stopped_while_it_loads(server: RunningServer) -> None:
+    """SIGSTOP for an engine that is not ready; another one must come."""
+    async with asyncio.timeout(30), httpx.AsyncClient(base_url=server.url) as http:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                health = (await http.get("/health")).json()
+                break
+    assert health["engine"] in ("loading", "recovering")
+    os.kill(health["engine_pid"], signal.SIGSTOP)
+    await replaced(server, health["engine_pid"], seconds=60)
+
+
+@pytest.mark.parametrize("free", [0, 1, 2])
+async def test_without_descriptors_the_streams_wait_and_go_on(
+    own: RunningServer, http: httpx.AsyncClient, undisturbed: list[list[int]], free: int
+) -> None:
+    """The limit is that of the running process, and so are the failures, several in a row."""
+    process = psutil.Process(own.process.pid)
+    limits = process.rlimit(psutil.RLIMIT_NOFILE)
+    failures = own.log.read_text().count("cannot be started")
+    async with typing(http, body(1)) as (reading, frames):
+        engine = own.health()["engine_pid"]
+        # The lowest number that is free, after the engine's socket is closed, decides.
+        process.rlimit(psutil.RLIMIT_NOFILE, (lowest_free(own.process.pid) + free, limits[1]))
+        os.kill(engine, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while own.log.read_text().count("cannot be started") < failures + 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert own.process.poll() is None
+        process.rlimit(psutil.RLIMIT_NOFILE, limits)
+        assert (await to_the_end(reading, frames))["finish_reason"] == "length"
+    assert reading.token_ids == undisturbed[1]
+
+
+def lowest_free(pid: int) -> int:
+    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    return next(number for number in range(1 << 16) if number not in taken)
 
 
 async def test_a_row_of_nan_fails_alone(
