@@ -111,6 +111,8 @@ def choose(dtype: str, config: ModelConfig, device: torch.device) -> Choice:
     obstacle = library.obstacle() or unsupported(config)
     if obstacle:
         return Choice(plain, note=f"the compiled kernels are not used: {obstacle}; torch is slower")
-    if path := library.cached():
-        return Choice(NativeBackend(path))
-    return Choice(plain, pending=True, note="compiling kernels for this processor, once")
+    found = library.find()
+    if found.path:
+        return Choice(NativeBackend(found.path), note=found.fault)
+    note = "compiling kernels for this processor, once"
+    return Choice(plain, pending=True, note=f"{found.fault}; {note}" if found.fault else note)

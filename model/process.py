@@ -156,29 +156,18 @@ def load(options: Configure) -> tuple[Engine, Ready, Model]:
 def compile_and_switch(link: Link, model: Model, ready: Ready) -> None:
     """Compile the kernels, load the model into them, and hand them to the engine's own thread."""
     try:
-        backend = _compiled_backend()
+        backend = NativeBackend(library.compile())
         runner = backend.build(model.checkpoint, model.sizes)
     except (OSError, MemoryError, ModelLoadError) as error:
         note = f"the compiled kernels are not used: {error}; torch is slower"
         link.send(msgspec.structs.replace(ready, note=note))
         return
-    note = "the compiled kernels are ready"
+    note = f"the compiled kernels are ready, in {backend.path}"
     _give_back_memory()
     now = msgspec.structs.replace(
         ready, dtype=backend.dtype, weight_bytes=runner.weight_bytes, note=note
     )
     link.post(Upgrade(runner, now))
-
-
-def _compiled_backend() -> NativeBackend:
-    """Compile the kernels. Raises OSError: no compiler, no room, a cache that cannot be used."""
-    code = library.compile().wait()
-    path = library.cached()
-    if code:
-        raise OSError(f"the compiler failed with exit code {code}")
-    if path is None:
-        raise OSError("the compiled library cannot be loaded")
-    return NativeBackend(path)
 
 
 def _num_blocks(
@@ -246,7 +235,7 @@ def _give_back_memory() -> None:
 
 def main(fd: int) -> None:
     # A signal to the whole group is the API process's to handle: streams may finish first.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     link = Link(fd)
     options = link.wait()
