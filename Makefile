@@ -18,7 +18,7 @@ help: ## show this list
 setup: $(VENV)/.run ## install what serving needs: .venv, pinned packages, the default model
 
 run: $(VENV)/.run ## serve on HOST:PORT (127.0.0.1:8000) the MODEL (smollm2-135m); flags in ARGS
-	@$(BIN)/tickertape serve $(FLAGS) $(ARGS)
+	@exec $(BIN)/tickertape serve $(FLAGS) $(ARGS)
 
 cluster: $(VENV)/.cluster ## two replicas on Ray Serve and a Redis, on this machine; flags in ARGS
 	@exec $(BIN)/tickertape cluster $(FLAGS) $(ARGS)

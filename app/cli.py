@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from app import standard_streams
 from app.client import Client, Done, Event, Options, TickertapeError, Token
 from app.options import SettingsError, load, with_options
 from app.settings import ClusterSettings, EngineSettings, Settings
@@ -187,6 +188,7 @@ def _figures(done: Done) -> str:
 
 def main() -> None:
     """Run the command line; what a user can mend is one line and exit code 1, not a traceback."""
+    standard_streams.open_missing()
     try:
         app()
     except (SettingsError, ModelLoadError, TickertapeError) as error:

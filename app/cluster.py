@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI
@@ -62,6 +63,8 @@ _LOGGING = {"log_level": "WARNING", "enable_access_log": False}  # of Ray; ours 
 _LOOK_BACK_SECONDS = 15.0  # over which the autoscaler takes the mean
 _OBJECT_STORE = 100 * 2**20  # nothing large is handed around
 _ATTEMPTS = 3  # to start a replica, before it is said that it cannot be done
+
+_ONE_SIGNAL = 1.0  # seconds in which several signals are one, as in app/server.py
 
 # Whether there is room is for our own admission to say, which answers 429 where Ray would wait.
 _UNBOUNDED = 100_000
@@ -277,9 +280,15 @@ class _Signals:
             meanwhile()
 
     def give_up_at_the_next(self) -> None:
-        """A second Ctrl-C ends the wait for streams, too."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        """A second one, well after the first, ends the wait for streams, too."""
+        told = time.monotonic()
+
+        def give_up(number: int, frame: FrameType | None) -> None:
+            if time.monotonic() - told >= _ONE_SIGNAL:
+                raise KeyboardInterrupt
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, give_up)
 
 
 @contextmanager

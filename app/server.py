@@ -1,9 +1,13 @@
 """uvicorn with one worker, and an end that leaves no stream without its end."""
 
 import asyncio
+import contextlib
 import gc
 import logging
+import signal
 import socket
+import time
+from collections.abc import Iterator
 from types import FrameType
 
 import uvicorn
@@ -12,6 +16,7 @@ from sse_starlette.sse import AppStatus
 from app.engine_link import EngineFailedError, EngineLink
 from app.http_limits import http_with
 from app.main import create_app
+from app.options import SettingsError
 from app.services import Services
 from app.settings import Settings
 from model.errors import ModelLoadError
@@ -20,6 +25,10 @@ logger = logging.getLogger("tickertape")
 
 # After every tape has its terminal entry, how long readers may take to fetch it.
 _FLUSH_SECONDS = 1
+
+# Seconds in which several signals are one: a supervisor may signal a group and its leader, GNU make
+# hands a signal on that its child has got too.
+_ONE_SIGNAL = 1.0
 
 # Bytes that the kernel keeps for one reader (it doubles them). By itself it takes megabytes, and a
 # reader that takes nothing would be noticed minutes later.
@@ -30,6 +39,7 @@ class Server(uvicorn.Server):
     """Ends every tape when the process is told to go, and goes when the engine cannot serve."""
 
     failure: EngineFailedError | None = None
+    _first_signal: float | None = None
 
     @property
     def _services(self) -> Services:
@@ -67,12 +77,26 @@ class Server(uvicorn.Server):
                 self.failure = failure
                 self.should_exit = True
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """From now on to the end of the process: one that comes after the last stream has ended
+        must not change the exit code.
+
+        A terminal that hangs up is like SIGTERM, unless nohup has made SIGHUP ignored.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.handle_exit)
+        yield
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second ends it at once."""
-        self.force_exit = self.should_exit
+        """The first signal drains, one that comes well after it ends the wait at once."""
+        now = time.monotonic()
+        self._first_signal = self._first_signal or now
+        self.force_exit = self.force_exit or now - self._first_signal >= _ONE_SIGNAL
         if self.started:  # before that, no services are there
             self._services.link.drain()
-        super().handle_exit(sig, frame)
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new work, let streams finish within the grace period, end the rest, and go."""
@@ -83,8 +107,6 @@ class Server(uvicorn.Server):
         await services.registry.store.flush()
         services.dash.close()
         await super().shutdown(sockets)
-        # uvicorn would raise the signal again, and the exit code would not be 0.
-        self._captured_signals.clear()
 
     async def _wait_for_tapes(self, services: Services) -> None:
         clock = asyncio.get_running_loop().time
@@ -107,8 +129,22 @@ def _bound_connections(listening: socket.socket, seconds: float) -> None:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
+async def _check_host(host: str) -> None:
+    """Raises SettingsError for one that has no address; uvicorn would not name the option."""
+    try:
+        await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(
+            f"--host (or TICKERTAPE_HOST) {host!r} has no address: {error}; give 127.0.0.1, or "
+            "0.0.0.0 to be reached from other machines"
+        ) from None
+
+
 async def serve(settings: Settings, link: EngineLink) -> None:
-    """Serve until told to stop. Raises ModelLoadError when the model cannot be served."""
+    """Serve until told to stop. Raises ModelLoadError when the model cannot be served, and
+    SettingsError when the host has no address.
+    """
+    await _check_host(settings.host)
     # We end the streams ourselves; sse-starlette would cancel them without a terminal frame.
     AppStatus.enable_automatic_graceful_drain = False
     config = uvicorn.Config(
