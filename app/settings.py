@@ -17,6 +17,10 @@ from pydantic_settings import (
 
 _UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
+_MOST_BYTES = 2**50
+_MOST_STARTS = 1_000_000  # their times are remembered for each client
+_DAY = 86400
+
 
 def parse_bytes(value: object) -> object:
     """'1GiB', '512 MiB', '2GB' or plain bytes -> bytes. Raises ValueError naming the units."""
@@ -25,7 +29,7 @@ def parse_bytes(value: object) -> object:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", value)
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError(f"'{value}' is no size; write for example 512MiB, 1GiB or 2GB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(min(float(match[1]) * _UNITS[match[2].upper()], 2.0 * _MOST_BYTES))
 
 
 def parse_names(value: object) -> object:
@@ -38,7 +42,11 @@ def parse_names(value: object) -> object:
     return ",".join(names)
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(json_schema_extra={"format": "bytes"})]
+Bytes = Annotated[
+    int,
+    BeforeValidator(parse_bytes),
+    Field(le=_MOST_BYTES, json_schema_extra={"format": "bytes"}),
+]
 
 Names = Annotated[str, BeforeValidator(parse_names)]
 
@@ -64,7 +72,10 @@ class EngineSettings(BaseSettings):
         512, ge=1, le=65536, description="Tokens computed in one step; longer prompts go in chunks."
     )
     max_model_len: int | None = Field(
-        None, ge=2, description="Context length in tokens; by default the model's own."
+        None,
+        ge=2,
+        le=2**31 - 1,
+        description="Context length in tokens; by default the model's own.",
     )
     kv_cache_memory: Bytes = Field(  # type: ignore[assignment]
         "512MiB", ge=1, description="Memory for keys and values of past tokens."
@@ -114,7 +125,10 @@ class Settings(EngineSettings):
         description="What one key may start, such as 60/minute; without keys, one address.",
     )
     max_concurrent: int | None = Field(
-        None, ge=1, description="Generations that one key may have at once; more get 429."
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Generations that one key may have at once; more get 429.",
     )
     allowed_hosts: Names | None = Field(
         None, description="Host names to answer to besides localhost, with commas; * is any."
@@ -123,56 +137,61 @@ class Settings(EngineSettings):
         None, description="Origins whose pages may ask, with commas; * is any, by default none."
     )
     max_request_line: Bytes = Field(  # type: ignore[assignment]
-        "16KiB", ge=1, description="Size of path and query; longer ones are refused with 414."
+        "16KiB", ge=256, description="Size of path and query; longer ones are refused with 414."
     )
     max_header_size: Bytes = Field(  # type: ignore[assignment]
-        "64KiB", ge=1, description="Size of a request's headers; more are refused with 431."
+        "64KiB", ge=1024, description="Size of a request's headers; more are refused with 431."
     )
     header_timeout: float = Field(
         10.0,
-        gt=0,
+        ge=0.1,
         le=3600,
         description="Seconds in which a request's headers must be there.",
     )
     max_body_size: Bytes = Field(  # type: ignore[assignment]
-        "2MiB", ge=1, description="Size of a request's body; a larger one is refused with 413."
+        "2MiB", ge=1024, description="Size of a request's body; a larger one is refused with 413."
     )
     max_waiting: int = Field(
-        256, ge=0, description="Requests that may wait for a seat; more are refused with 429."
+        256,
+        ge=0,
+        le=1_000_000,
+        description="Requests that may wait for a seat; more are refused with 429.",
     )
     queue_timeout: float = Field(
         300.0,
-        gt=0,
-        le=86400,
+        ge=0.1,
+        le=_DAY,
         description="Seconds that a request may wait for a seat before it is given up.",
     )
     tapes: str = Field(
         "memory", description="Where tapes are kept: memory, or redis://host:6379/0 for replicas."
     )
-    tape_ttl: float = Field(300.0, ge=0, description="Seconds that a finished tape is kept.")
+    tape_ttl: float = Field(
+        300.0, ge=0, le=30 * _DAY, description="Seconds that a finished tape is kept."
+    )
     tape_memory: Bytes = Field(  # type: ignore[assignment]
         "256MiB", ge=0, description="Memory for finished tapes; the oldest go first."
     )
     max_tape_memory: Bytes = Field(  # type: ignore[assignment]
-        "64MiB", ge=1, description="Memory for one tape; beyond it, its oldest entries go."
+        "64MiB", ge=2**14, description="Memory for one tape; beyond it, its oldest entries go."
     )
     grace: float = Field(
         10.0, ge=0, le=3600, description="Seconds that a paused sequence waits for its reader."
     )
     ping_interval: float = Field(
-        15.0, gt=0, le=15, description="Seconds between comments on a silent stream."
+        15.0, ge=0.05, le=15, description="Seconds between comments on a silent stream."
     )
     send_timeout: float = Field(
         15.0,
-        gt=0,
+        ge=0.1,
         le=3600,
         description="Seconds after which a reader that takes nothing is cut off.",
     )
     engine_timeout: float = Field(
-        300.0, gt=0, description="Seconds without a step after which the engine is started anew."
+        300.0, ge=1, description="Seconds without a step after which the engine is started anew."
     )
     shutdown_grace: float = Field(
-        5.0, ge=0, description="Seconds that running streams may go on after SIGTERM."
+        5.0, ge=0, le=_DAY, description="Seconds that running streams may go on after SIGTERM."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="How much is logged."
@@ -207,9 +226,45 @@ class Settings(EngineSettings):
         import limits  # takes 0.1 s, which only those wait for who limit
 
         try:
-            limits.parse_many(value)
+            rates = limits.parse_many(value)
         except ValueError:
             raise ValueError("must be a number per time, such as 60/minute or 5/second") from None
+        # "5/0 minutes" would be read as 5/1 minutes.
+        if any(int(number) == 0 for number in re.findall(r"\d+", value)):
+            raise ValueError("must not have a 0: nobody could start anything; the least is 1/hour")
+        if any(rate.amount > _MOST_STARTS or rate.get_expiry() > 366 * _DAY for rate in rates):
+            raise ValueError(f"must be at most {_MOST_STARTS} in at most a year, such as 60/minute")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _a_host(cls, value: str) -> str:
+        """An empty one would be every address of this machine."""
+        if not re.fullmatch(r"[^\s/\[\]\x00-\x1f]{1,253}", value):
+            raise ValueError("must be an address or a name to listen on, such as 127.0.0.1 or ::1")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, value: str | None) -> str | None:
+        for name in value.split(",") if value else ():
+            if not re.fullmatch(r"\*|[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]", name):
+                raise ValueError(
+                    f"must be names as in example.org or [::1], without scheme and port; '{name}' "
+                    "is none"
+                )
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str | None) -> str | None:
+        """A browser sends scheme, host and port, and nothing behind: RFC 6454, section 6.1."""
+        for origin in value.split(",") if value else ():
+            if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@]+", origin):
+                raise ValueError(
+                    f"must be origins as in https://example.org:8443, without a path; '{origin}' "
+                    "is none"
+                )
         return value
 
 
@@ -217,24 +272,36 @@ class ClusterSettings(Settings):
     """What `tickertape cluster` needs to know beside that, for the replicas of one service."""
 
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
-    replicas: int = Field(2, ge=1, description="Replicas that are always there.")
+    replicas: int = Field(2, ge=1, le=1000, description="Replicas that are always there.")
     max_replicas: int | None = Field(
-        None, ge=1, description="Replicas at most, under load; by default no more than always."
+        None,
+        ge=1,
+        le=1000,
+        description="Replicas at most, under load; by default no more than always.",
     )
     target_streams: int = Field(
-        32, ge=1, description="Streams, or sequences that run or wait, for one replica."
+        32,
+        ge=1,
+        le=1_000_000,
+        description="Streams, or sequences that run or wait, for one replica.",
     )
     scale_up_after: float = Field(
-        15.0, ge=0, description="Seconds of more than that, before another replica is started."
+        15.0,
+        ge=0,
+        le=_DAY,
+        description="Seconds of more than that, before another replica is started.",
     )
     scale_down_after: float = Field(
-        300.0, ge=0, description="Seconds of less than that, before one of them is ended."
+        300.0, ge=0, le=_DAY, description="Seconds of less than that, before one of them is ended."
     )
     drain_timeout: float = Field(
-        600.0, ge=0, description="Seconds that a replica that is to go waits for its streams."
+        600.0,
+        ge=0,
+        le=_DAY,
+        description="Seconds that a replica that is to go waits for its streams.",
     )
-    replica_cpus: int = Field(1, ge=1, description="Processors of a replica.")
-    replica_gpus: int = Field(0, ge=0, description="GPUs of a replica.")
+    replica_cpus: int = Field(1, ge=1, le=1024, description="Processors of a replica.")
+    replica_gpus: int = Field(0, ge=0, le=1024, description="GPUs of a replica.")
 
     @field_validator("max_request_line", "max_header_size", "header_timeout", mode="before")
     @classmethod

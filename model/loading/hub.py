@@ -27,16 +27,26 @@ def resolve(model: str, *, revision: str | None = None) -> Path:
     """
     if model.lower() in _BUNDLED_NAMES:
         return _bundled()
-    path = Path(model).expanduser()
     # An empty name would be the working directory.
-    if model and (path.is_dir() or (path.is_file() and path.suffix == ".gguf")):
+    if model and (path := _local(model)):
         return path
-    if _HUB_ID.fullmatch(model) and not path.exists():
+    if _HUB_ID.fullmatch(model) and not Path(model).exists():
         return _download(model, revision)
     raise ModelLoadError(
         f"{model!r:.200} is no model: give {DEFAULT_MODEL}, the path of a .gguf file, the path of "
         "a directory with *.safetensors, or the org/name of a model on the Hugging Face hub"
     )
+
+
+def _local(model: str) -> Path | None:
+    """The directory or .gguf file of that name, if there is one."""
+    try:
+        path = Path(model).expanduser()
+        if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+            return path
+    except (OSError, RuntimeError, ValueError):  # too long, ~ without a home, a NUL
+        pass
+    return None
 
 
 def _bundled() -> Path:
