@@ -1,9 +1,10 @@
 """uvicorn's HTTP on httptools, with bounds on what a connection may send and how slowly.
 
 What never becomes a request is refused here: a head that is too large, too slow or malformed, and
-a body that is announced too large. Such an answer has the shape of all our errors. And three things
-are mended: an HTTP/1.0 client gets no chunks, a stream that has a request waiting behind it learns
-that its reader has left, and the answer to garbage behind a stream does not get into the stream.
+a body that is too large or too slow. Such an answer has the shape of all our errors. Four things
+are mended: an HTTP/1.0 client gets no chunks, a request for another protocol is answered as
+HTTP/1.1, a stream that has a request waiting behind it learns that its reader has left, and the
+answer to garbage behind a stream does not get into the stream.
 
 For a frame of a stream nothing is done here.
 """
@@ -11,8 +12,10 @@ For a frame of a stream nothing is done here.
 import asyncio
 import logging
 from collections.abc import Iterable
+from enum import Enum, auto
 from typing import Any
 
+import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import (
@@ -22,7 +25,8 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from app.errors import APIError, body_too_large
+from app.connections import Connections, Use
+from app.errors import APIError, body_too_large, try_later
 from app.requests import new_request_id
 from app.settings import Settings
 
@@ -32,13 +36,26 @@ logger = logging.getLogger("tickertape.requests")
 # kernel would answer with a reset what it sends, and that may overtake the refusal.
 _LINGER_SECONDS = 2.0
 
+# Bytes of a body that must come in a second, once --body-timeout has passed. A slow phone sends ten
+# times as many.
+_LEAST_BODY_RATE = 1024
+
 _KEEP_ALIVE = (b"connection", b"keep-alive")
+
+
+class _Awaited(Enum):
+    """What the client has to send before anything else can happen on its connection."""
+
+    NOTHING = auto()
+    HEAD = auto()
+    BODY = auto()
 
 
 class LimitedHttp(HttpToolsProtocol):
     """One connection."""
 
     _settings: Settings
+    _open: Connections["LimitedHttp"]
 
     def __init__(
         self,
@@ -48,11 +65,14 @@ class LimitedHttp(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.timeout_keep_alive = self._settings.keep_alive_timeout  # type: ignore[assignment]
         self._running: RequestResponseCycle | None = None  # self.cycle is the last that came in
-        self._in_head = False
+        self._awaited = _Awaited.HEAD
         self._head_size = 0
+        self._body_size = 0
         self._unfinished = 0  # bytes that have brought the parser no further
-        self._overdue: asyncio.TimerHandle | None = None
+        self._began = 0.0  # when the client began to owe what is awaited
+        self._clock: asyncio.TimerHandle | None = None
         self._fault: APIError | None = None  # found while the parser runs
         self._closing = False
 
@@ -60,37 +80,98 @@ class LimitedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect_progress()
+        if not self._open.make_room():
+            self._refuse(_NO_ROOM)
+        self._settle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_overdue()
+        self._stop_clock()
         if self._running:
             _disconnect(self._running)
         super().connection_lost(exc)
+        self._open.forget(self)
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
             return
+        self._unset_keepalive_if_required()
         self._unfinished += len(data)
-        super().data_received(data)
-        if self._closing:
-            return
-        if self._unfinished > self._settings.max_header_size:
+        self._parse(data)
+        if not self._closing and self._unfinished > self._settings.max_header_size:
             self._refuse(_head_too_large(self._settings))
-        elif self._in_head or self._unfinished:
-            self._expect_progress()
+        if self._awaited is _Awaited.NOTHING and self._unfinished:  # ends of lines, before a head
+            self._awaited = _Awaited.HEAD
+        self._settle()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._settle()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._settle()
+
+    def give_way(self) -> None:
+        """Close at once: the descriptor is needed for another."""
+        self._take_no_more()
+        self.transport.abort()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._closing and not self._answering:
             self.transport.close()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Note what the connection is used for, and watch the client that has to send something."""
+        self._open.note(self, self._use)
+        if self._awaited is _Awaited.NOTHING or self._closing:
+            self._stop_clock()
+        elif self._clock is None:
+            self._began = self.loop.time()
+            self._clock = self.loop.call_at(self._due, self._look)
+
+    @property
+    def _use(self) -> Use:
+        is_whole = self._awaited is not _Awaited.BODY or self._running is not self.cycle
+        if self._answering and is_whole:
+            return Use.STALLED if self.flow.write_paused else Use.ANSWERING
+        return Use.IDLE if self._awaited is _Awaited.NOTHING else Use.INCOMPLETE
 
     # ---- a request
 
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. A head that asks for another protocol is read again, without its wish.
+
+        RFC 9110, 7.8: a server that does not switch answers as if it had not been asked to. The
+        parser takes what comes behind such a head for the other protocol, and stops there.
+        """
+        unread = [memoryview(data)]
+        while unread and not self._closing:
+            piece = unread.pop()
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as stop:
+                unread += [piece[stop.args[0] :], memoryview(self._head_without_upgrade())]
+                self._begin_parsing()
+            except httptools.HttpParserError as error:
+                self.send_400_response(str(error))
+
+    def _begin_parsing(self) -> None:
+        """With a parser in uvicorn's state: the old one takes nothing more after HTTP/1.0."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _head_without_upgrade(self) -> bytes:
+        request = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
+        lines = [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([b"%s %s HTTP/%s" % request, *lines, b"", b""])
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
+        self._awaited = _Awaited.HEAD
         self._head_size = 0
+        self._body_size = 0
         self._unfinished = 0
 
     def on_url(self, url: bytes) -> None:
@@ -107,17 +188,38 @@ class LimitedHttp(HttpToolsProtocol):
             raise self._found(body_too_large(self._settings.max_body_size))
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._progress()
+        if self.parser.get_method() == b"CONNECT":
+            raise self._found(_NO_PROXY)
+        if self.parser.should_upgrade():
+            return
         super().on_headers_complete()
+        self._stop_clock()
+        self._awaited = _Awaited.BODY
+        self._unfinished = 0
 
     def on_body(self, body: bytes) -> None:
-        self._progress()
+        self._unfinished = 0
+        self._body_size += len(body)
+        if self._body_size > self._settings.max_body_size:
+            raise self._found(body_too_large(self._settings.max_body_size))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._progress()
+        if self.parser.should_upgrade():
+            return
+        self._stop_clock()
+        self._awaited = _Awaited.NOTHING
+        self._unfinished = 0
         super().on_message_complete()
+        if self.cycle.response_complete:  # refused before its body was there
+            self._wait_for_the_next()
+
+    def _wait_for_the_next(self) -> None:
+        """As uvicorn does after an answer: what came of the body has stopped its clock."""
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
@@ -127,18 +229,30 @@ class LimitedHttp(HttpToolsProtocol):
 
     # ---- a client that is slow
 
-    def _expect_progress(self) -> None:
-        if self._overdue is None:
-            self._overdue = self.loop.call_later(self._settings.header_timeout, self._give_up)
+    @property
+    def _due(self) -> float:
+        """When what is awaited must be there: a body later, the more of it has come."""
+        if self._awaited is _Awaited.HEAD:
+            return self._began + self._settings.header_timeout
+        earned = self._body_size / _LEAST_BODY_RATE
+        return self._began + self._settings.body_timeout + earned
 
-    def _progress(self) -> None:
-        self._unfinished = 0
-        self._cancel_overdue()
+    def _look(self) -> None:
+        """Let the client go, or look again when it is due by then."""
+        now = self.loop.time()
+        if self.flow.read_paused:  # by us: what it has sent meanwhile is not seen
+            self._began = now
+        if self._due > now:
+            self._clock = self.loop.call_at(self._due, self._look)
+        elif self._awaited is _Awaited.BODY:
+            self._refuse(_body_too_slow(self._settings))
+        else:
+            self._give_up()
 
-    def _cancel_overdue(self) -> None:
-        if self._overdue:
-            self._overdue.cancel()
-            self._overdue = None
+    def _stop_clock(self) -> None:
+        if self._clock:
+            self._clock.cancel()
+            self._clock = None
 
     # ---- a client that is refused
 
@@ -159,13 +273,22 @@ class LimitedHttp(HttpToolsProtocol):
             self.transport.close()
             return
         self.flow.resume_reading()
+        if not self._is_answered:
+            self._tell(fault)
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    def _tell(self, fault: APIError) -> None:
         request_id = new_request_id()
         self.transport.write(_raw(fault, request_id, self.server_state.default_headers))
         told = {"request_id": request_id, "status": fault.status_code, "code": fault.code}
         address = "{}:{}".format(*self.client) if self.client else None
         logger.info("refused", extra=told | {"client": address})
-        self.transport.write_eof()
-        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether the request that still comes in has its answer: a second would be the next's."""
+        return self._awaited is _Awaited.BODY and self.cycle.response_complete
 
     def _give_up(self) -> None:
         """Close, without a word: nobody has asked for anything."""
@@ -176,7 +299,7 @@ class LimitedHttp(HttpToolsProtocol):
     def _take_no_more(self) -> None:
         """What came whole is still answered."""
         self._closing = True
-        self._cancel_overdue()
+        self._stop_clock()
         last = self.cycle
         if last and last.more_body:
             _disconnect(last)
@@ -194,6 +317,7 @@ def http_with(settings: Settings) -> type[LimitedHttp]:
 
     class Limited(LimitedHttp):
         _settings = settings
+        _open = Connections()
 
     return Limited
 
@@ -253,6 +377,24 @@ def _head_too_large(settings: Settings) -> APIError:
     )
 
 
+def _body_too_slow(settings: Settings) -> APIError:
+    return APIError(
+        408,
+        f"the body did not come within {settings.body_timeout:g} s and one more for each "
+        f"{_LEAST_BODY_RATE} bytes of it; send it faster, or set --body-timeout",
+        code="body_too_slow",
+    )
+
+
+_NO_PROXY = APIError(
+    501, "this server is no proxy; send it requests of its own, without CONNECT", code="no_proxy"
+)
+_NO_ROOM = try_later(
+    503,
+    "all connections that this server may have are in use; try again, or raise its limit of open "
+    "files (ulimit -n, LimitNOFILE)",
+    code="too_many_connections",
+)
 _MALFORMED = APIError(
     400, "this is no HTTP request that can be read; send HTTP/1.1", code="malformed_request"
 )

@@ -151,6 +151,18 @@ class Settings(EngineSettings):
     max_body_size: Bytes = Field(  # type: ignore[assignment]
         "2MiB", ge=1024, description="Size of a request's body; a larger one is refused with 413."
     )
+    body_timeout: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="Seconds in which a request's body must be there, and one more for each KiB.",
+    )
+    keep_alive_timeout: float = Field(
+        75.0,
+        gt=0,
+        le=86400,
+        description="Seconds that a connection is kept for another request.",
+    )
     max_waiting: int = Field(
         256,
         ge=0,
@@ -303,7 +315,14 @@ class ClusterSettings(Settings):
     replica_cpus: int = Field(1, ge=1, le=1024, description="Processors of a replica.")
     replica_gpus: int = Field(0, ge=0, le=1024, description="GPUs of a replica.")
 
-    @field_validator("max_request_line", "max_header_size", "header_timeout", mode="before")
+    @field_validator(
+        "max_request_line",
+        "max_header_size",
+        "header_timeout",
+        "body_timeout",
+        "keep_alive_timeout",
+        mode="before",
+    )
     @classmethod
     def _not_in_a_cluster(cls, value: object, info: ValidationInfo) -> object:
         if value != cls.model_fields[str(info.field_name)].default:

@@ -21,7 +21,7 @@ from app.main import create_app
 from app.requests import request_id_of
 from app.settings import Settings
 from tests.answers import typing
-from tests.app.test_http_limits import exchange
+from tests.app.plain_http import exchange
 from tests.app.test_keys import bearer
 from tests.server import RunningServer, running
 

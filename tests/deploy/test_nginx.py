@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import functools
 import os
+import re
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from app.settings import Settings
 from tests.deploy.tools import DEPLOY, complaints, tool
 
 EXAMPLE = DEPLOY / "nginx" / "tickertape.conf"
@@ -242,7 +244,18 @@ async def test_what_is_too_much_is_refused_by_the_server(proxied: Proxied) -> No
         upstream[1].close()
 
 
-async def test_metrics_are_not_for_everybody(proxied: Proxied) -> None:
-    reader, _ = await proxied.ask(b"GET /metrics HTTP/1.1\r\nHost: llm.example.org\r\n\r\n")
+@pytest.mark.parametrize(
+    "path",
+    [b"/metrics", b"/metrics/", b"//metrics//", b"/%6detrics/", b"/metrics%2f", b"/x/../metrics"],
+)
+async def test_metrics_are_not_for_everybody(proxied: Proxied, path: bytes) -> None:
+    """However they are spelt so that the server would understand it."""
+    reader, _ = await proxied.ask(b"GET %b HTTP/1.1\r\nHost: llm.example.org\r\n\r\n" % path)
     assert await reader.readuntil(b"\r\n") == b"HTTP/1.1 404 Not Found\r\n"
     assert proxied.connections == 0
+
+
+def test_nginx_lets_go_of_connections_before_the_server_does() -> None:
+    seconds = re.search(r"keepalive_timeout (\d+)s;", EXAMPLE.read_text())
+    assert seconds
+    assert int(seconds[1]) < Settings().keep_alive_timeout
