@@ -139,6 +139,8 @@ def _allow(request: Request) -> Mapping[str, str]:
     methods = {
         m for route in _routes(request.app.routes) if route.path == path for m in route.methods
     }
+    if "GET" in methods:
+        methods.add("HEAD")  # app/normal_requests.py
     return {"Allow": ", ".join(sorted(methods))}
 
 

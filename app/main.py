@@ -7,10 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 
 from app import errors, openapi
 from app.admission import Admission
+from app.cors import Cors
 from app.dash import Dash
 from app.engine_link import EngineLink, configuration
 from app.fair_share import Shares
@@ -18,6 +18,7 @@ from app.hosts import HostCheck, own_names
 from app.limits import Limits, parse_rates
 from app.logs import TapeLog
 from app.metrics import Metrics
+from app.normal_requests import NormalRequests
 from app.options import SettingsError
 from app.preparation import Preparation
 from app.requests import Requests
@@ -47,9 +48,6 @@ from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
 
 _BODIES = 64 << 20  # bytes of bodies that all clients may have under way
-
-# What a page of another origin may read, beside what every page may.
-EXPOSED = ["X-Tape", "Content-Location", "Location", "Retry-After", "X-Request-Id"]
 
 
 def create_app(settings: Settings | None = None, engine: EngineLink | None = None) -> FastAPI:
@@ -135,6 +133,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
         telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # NormalRequests leaves none
     )
     errors.install(app)
     openapi.install(app)
@@ -155,6 +154,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
     _admit_pages(app, settings)
     if tracing:
         app.add_middleware(TraceContext)
+    app.add_middleware(NormalRequests)
     app.add_middleware(Requests, metrics=metrics)  # the last is the outermost: it sees all answers
     return app
 
@@ -165,13 +165,7 @@ def _admit_pages(app: FastAPI, settings: Settings) -> None:
     What is not configured wraps nothing: a frame of a stream passes through every layer.
     """
     if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins.split(","),
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED,
-        )
+        app.add_middleware(Cors, origins=settings.cors_origins.split(","))
     allowed = (settings.allowed_hosts or "").split(",")
     if names := own_names(settings.host, [name for name in allowed if name]):
         app.add_middleware(HostCheck, names=names)

@@ -16,7 +16,7 @@ from app.services import Services
 Object = dict[str, Any]
 
 _ANYWHERE = (400, 414, 421, 431, 500)
-_WITH_A_BODY = (413, 415)
+_WITH_A_BODY = (408, 413, 415)
 _WITH_A_KEY = (401,)
 
 # Of every answer: app/requests.py.

@@ -19,9 +19,11 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from sse_starlette import EventSourceResponse
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.metrics import Metrics
+from app.normal_requests import asks_for_head
 from app.tapes.position import Position
 from app.tapes.registry import Registry
 from app.tapes.tape import End, Entry, Gap, Progress, Tape
@@ -112,13 +114,16 @@ class Stream(EventSourceResponse):
         self._watch = SendWatch(send_timeout)
         super().__init__(
             frames,
-            headers=headers,
+            headers={"Cache-Control": "no-store, no-transform", **(headers or {})},
             sep="\n",
             ping=ping,
             ping_message_factory=ping_message,  # type: ignore[arg-type]
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if asks_for_head(scope):
+            await Response(None, self.status_code, self.headers)(scope, receive, send)
+            return
         try:
             async with self._watch:
                 await super().__call__(scope, receive, partial(self._watch.send, send))
@@ -160,6 +165,9 @@ class TapeResponse(Stream):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if asks_for_head(scope):
+            await super().__call__(scope, receive, send)
+            return
         self._registry.attach(self._tape)
         if self._resumes:
             self._tape.resumes += 1

@@ -1,5 +1,8 @@
 """The one way JSON comes in: strictly, or a 4xx in our error shape."""
 
+import codecs
+import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -43,12 +46,45 @@ class _StrictRequest(Request):
         self._held = 0
 
     async def json(self) -> Any:
+        data = await self.body()
         try:
-            return strict_json.loads(await self.body())
+            return strict_json.loads(data.removeprefix(codecs.BOM_UTF8))
         except ValueError as error:
-            raise APIError(
-                400, f"the body is not valid JSON: {error}", code="malformed_json"
-            ) from None
+            fault = _other_encoding(data) or f"the body is not valid JSON: {error}"
+            raise APIError(400, fault, code="malformed_json") from None
+
+
+def _other_encoding(data: bytes) -> str | None:
+    """What is wrong with a body that is not UTF-8 (RFC 8259, 8.1)."""
+    if not (encoding := json.detect_encoding(data)).startswith("utf-8"):
+        return f"the body is {encoding.upper()}; send JSON as UTF-8"
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return f"the body is not UTF-8 from byte {error.start} on; send JSON as UTF-8"
+    return None
+
+
+def _check_labels(request: Request) -> None:
+    """Of a body. Without JSON's label another site's page could send it: browsers do not ask then.
+
+    Raises APIError 415.
+    """
+    kind = request.headers.get("content-type", "(none)").partition(";")[0].strip().lower()
+    if kind != "application/json" and not re.fullmatch(r"application/[^/]+\+json", kind):
+        raise APIError(
+            415,
+            f"Content-Type is {kind:.80}; send JSON, labelled application/json",
+            code="unsupported_media_type",
+        )
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise APIError(
+            415,
+            f"Content-Encoding is {coding:.80}; send the body uncompressed",
+            code="unsupported_content_encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
 
 
 class StrictRoute(APIRoute):
@@ -62,13 +98,8 @@ class StrictRoute(APIRoute):
 
         async def strict(request: Request) -> Response:
             caller_of(request)
-            kind = request.headers.get("content-type", "(none)").partition(";")[0]
-            if self.body_field and kind.strip().lower() != "application/json":
-                raise APIError(
-                    415,
-                    f"Content-Type is {kind:.80}; send JSON, labelled application/json",
-                    code="unsupported_media_type",
-                )
+            if self.body_field:
+                _check_labels(request)
             strictly = _StrictRequest(request.scope, request.receive)
             try:
                 return await handle(strictly)

@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import Response
 
 from app.caller import Caller
 from app.dialects.native import logprobs_data
+from app.normal_requests import asks_for_head
 from app.routes.answers import RESUMED, refusals, success
 from app.routes.body import StrictRoute
 from app.routes.reading import IdempotencyKey, LastEventID, resume, stream
@@ -61,6 +62,7 @@ async def generate(
 )
 async def generate_stream(
     query: Annotated[GenerateQuery, Query()],
+    request: Request,
     services: ServicesDep,
     caller: CallerDep,
     last_event_id: LastEventID = None,
@@ -68,6 +70,8 @@ async def generate_stream(
     """The same as a stream, for a browser's EventSource and for `curl -N`."""
     if last_event_id:
         return await resume(services, caller, last_event_id)
+    if asks_for_head(request.scope):
+        return Response(media_type="text/event-stream")
     return stream(services, await start(services, caller, query.ask()))
 
 
