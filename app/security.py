@@ -1,8 +1,11 @@
 """Who may ask, and whose tapes are whose: decided before anything is parsed."""
 
+import codecs
 import hashlib
 import hmac
+import json
 import logging
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +14,10 @@ from fastapi import Header
 from app.errors import APIError
 
 logger = logging.getLogger("tickertape.security")
+
+# What was copied from a header with its key.
+_SCHEME = re.compile(rb"^(authorization:\s*)?bearer(\s+|$)", re.IGNORECASE)
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
 class ApiKeys:
@@ -73,9 +80,20 @@ def _version(path: Path) -> object:
 
 
 def _digests(path: Path) -> tuple[bytes, ...]:
-    """SHA-256 of one key a line; empty lines and those that begin with # do not count."""
-    lines = (line.strip() for line in path.read_bytes().splitlines())
-    keys = [line for line in lines if line and not line.startswith(b"#")]
+    """SHA-256 of one key a line; empty lines and those that begin with # do not count.
+
+    Raises OSError, and ValueError for a file without a key, or with one that no header can carry.
+    """
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if not (encoding := json.detect_encoding(content)).startswith("utf-8"):
+        raise ValueError(f"{path} is {encoding.upper()}; save it as UTF-8")
+    keys = []
+    for number, line in enumerate(content.splitlines(), 1):
+        key = _SCHEME.sub(b"", line.strip())
+        if _CONTROL.search(key):
+            raise ValueError(f"line {number} of {path} has a control character in its key")
+        if key and not key.startswith(b"#"):
+            keys.append(key)
     if not keys:
         raise ValueError(f"{path} holds no key")
     return tuple(hashlib.sha256(key).digest() for key in keys)

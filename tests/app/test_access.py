@@ -8,12 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
+from app.errors import APIError
 from app.hosts import own_names
 from app.main import create_app
+from app.security import ApiKeys
 from app.settings import Settings
 from tests.answers import typing
+from tests.app.plain_http import exchange
 from tests.app.test_bad_input import error_of
-from tests.app.test_http_limits import exchange
 from tests.app.test_keys import bearer, url_of, walk
 from tests.server import RunningServer, running
 
@@ -145,6 +147,22 @@ async def test_pages_that_are_named_may(http: httpx.AsyncClient) -> None:
     assert "Access-Control-Allow-Origin" not in evil.headers
 
 
+async def test_pages_that_are_named_may_also_where_this_network_is_private(
+    http: httpx.AsyncClient,
+) -> None:
+    asked = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Private-Network": "true",
+    }
+    preflight = await http.options("/generate", headers=asked | {"Origin": ORIGIN})
+    assert preflight.status_code == 200
+    assert preflight.headers["Access-Control-Allow-Private-Network"] == "true"
+    assert preflight.headers["Access-Control-Allow-Origin"] == ORIGIN
+    refused = await http.options("/generate", headers=asked | {"Origin": "https://evil.example"})
+    assert refused.status_code == 400
+    assert "Access-Control-Allow-Private-Network" not in refused.headers
+
+
 @pytest.mark.parametrize("path", ["/", "/dash", "/docs", "/static/app.js", "/static/style.css"])
 async def test_pages_load_and_run_nothing_of_others(plain: httpx.AsyncClient, path: str) -> None:
     headers = (await plain.get(path)).headers
@@ -186,6 +204,47 @@ def test_keys_come_and_go_while_the_server_runs(guarded: RunningServer, keys: Pa
     keys.write_text(before)
     assert (status("alice"), status("carol, once alice")) == (404, 401)
     assert "carol" not in guarded.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfkey\n",
+        b"key\r\nother\r\n",
+        b"  key \t\n",
+        b"Bearer key",
+        b"Authorization: Bearer key\n",
+        b"# mine\n\nbearer  key\n",
+        b"\xef\xbb\xbf# mine\nkey",
+    ],
+)
+def test_a_key_is_found_however_its_file_was_saved(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "keys").write_bytes(content)
+    keys = ApiKeys(tmp_path / "keys")
+    assert keys.owner(b"key")
+    for other in (b"Bearer key", b"mine", b"", b"\xef\xbb\xbfkey"):
+        with pytest.raises(APIError):
+            keys.owner(other)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("key\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("key\n".encode("utf-16-le"), "is UTF-16-LE; save it as UTF-8"),
+        ("key\n".encode("utf-32"), "is UTF-32; save it as UTF-8"),
+        (b"a\nb\x01c\n", "line 2 of .* has a control character"),
+        (b"a\nlonger-than-four\x00\n", "line 2 of .* has a control character"),
+        (b"\xef\xbb\xbf\n", "holds no key"),
+        (b"Bearer \n", "holds no key"),
+    ],
+)
+def test_a_key_file_that_would_lock_out_is_refused(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / "keys").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        ApiKeys(tmp_path / "keys")
 
 
 @pytest.mark.parametrize("key", [b"\xff\xfe", "ключ".encode(), b"x" * 60_000])
