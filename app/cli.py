@@ -5,9 +5,13 @@ Only what a command needs is imported, inside it: `tickertape generate --url ...
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import io
+import os
+import sys
+import threading
+from collections.abc import AsyncGenerator, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -76,7 +80,8 @@ def generate(
 ) -> None:
     """Continue a prompt, typing as the tokens come."""
     options = _options(max_length, temperature, top_k, top_p, seed)
-    asyncio.run(_print_all(_events(prompt, url, api_key, flags, options)))
+    text = prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    _run(_print_all(_events(text, url, api_key, flags, options)))
 
 
 @app.command()
@@ -94,8 +99,7 @@ def chat(
 ) -> None:
     """Talk with a model. An empty line or Ctrl-D ends the conversation."""
     options = _options(max_length, temperature, top_k, top_p, seed)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_chat(url, api_key, flags, system, options))
+    _run(_chat(url, api_key, flags, system, options))
 
 
 @app.command(
@@ -109,6 +113,26 @@ def bench(context: typer.Context) -> None:
     main(context.args)
 
 
+def _run(work: Coroutine[Any, Any, object]) -> None:
+    """Until it is done, interrupted, or nobody reads what it types; then as a shell expects it."""
+    try:
+        asyncio.run(work)
+    except KeyboardInterrupt:
+        _leave(130)  # 128 + SIGINT
+    except BrokenPipeError:
+        _leave(141)  # 128 + SIGPIPE
+    except OSError as error:
+        _say(f"what comes cannot be written: {error}")
+        _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    """At once: a thread may wait for a line, and what is left to write has no reader."""
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    os._exit(code)
+
+
 def _options(
     max_length: int, temperature: float, top_k: int, top_p: float, seed: int | None
 ) -> Options:
@@ -120,9 +144,12 @@ def _options(
 
 async def _events(
     prompt: str, url: str | None, api_key: str | None, flags: dict[str, Any], options: Options
-) -> AsyncIterator[Event]:
-    async with _model(url, api_key, flags) as model:
-        async for event in model.generate(prompt, **options):
+) -> AsyncGenerator[Event, None]:
+    async with (
+        _model(url, api_key, flags) as model,
+        contextlib.aclosing(model.generate(prompt, **options)) as events,
+    ):
+        async for event in events:
             yield event
 
 
@@ -150,31 +177,51 @@ async def _chat(
 ) -> None:
     messages = [{"role": "system", "content": system}] if system else []
     async with _model(url, api_key, flags) as model:
-        while line := await asyncio.to_thread(_ask):
+        while line := await _asked():
             messages.append({"role": "user", "content": line})
             text = await _print_all(model.chat(messages, **options))
             messages.append({"role": "assistant", "content": text})
 
 
-def _ask() -> str:
-    """What the user says next; nothing at the end of the input."""
-    try:
-        return notes.input("[bold]you:[/bold] ").strip()
-    except EOFError:
-        return ""
+async def _asked() -> str:
+    """What the user says next; nothing at the end of the input.
+
+    Read by a thread of its own: asyncio would wait for one of its own threads at the end, and a
+    Ctrl-C would need a line behind it.
+    """
+    loop = asyncio.get_running_loop()
+    said: asyncio.Future[str] = loop.create_future()
+
+    def ask() -> None:
+        line = ""
+        with contextlib.suppress(EOFError, RuntimeError):  # the latter: there is no stdin
+            line = notes.input("[bold]you:[/bold] ").strip()
+        with contextlib.suppress(RuntimeError):  # the loop has been left meanwhile
+            loop.call_soon_threadsafe(said.set_result, line)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return await said
 
 
-async def _print_all(events: AsyncIterator[Event]) -> str:
+async def _print_all(stream: AsyncGenerator[Event, None]) -> str:
     """Type the tokens as they come, then one line of figures; return the text."""
     text = ""
-    async for event in events:
-        if isinstance(event, Token):
-            text += event.text
-            typer.echo(event.text, nl=False)  # not through rich, which would replace :emoji: names
-        elif isinstance(event, Done):
-            typer.echo()
-            notes.print(_figures(event), style="dim")
+    async with contextlib.aclosing(stream) as events:
+        async for event in events:
+            if isinstance(event, Token):
+                text += event.text
+                _type(event.text)
+            elif isinstance(event, Done):
+                _type("\n")
+                notes.print(_figures(event), style="dim")
     return text
+
+
+def _type(text: str) -> None:
+    """As it is: rich would replace :emoji: names, and click writes UTF-8 where ASCII is wanted."""
+    if sys.stdout:  # None where it was closed
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def _figures(done: Done) -> str:
@@ -189,8 +236,15 @@ def _figures(done: Done) -> str:
 def main() -> None:
     """Run the command line; what a user can mend is one line and exit code 1, not a traceback."""
     standard_streams.open_missing()
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):  # a closed one is None
+            stream.reconfigure(errors="replace")
     try:
         app()
     except (SettingsError, ModelLoadError, TickertapeError) as error:
-        notes.print(f"tickertape: {error}", style="red", markup=False, emoji=False, soft_wrap=True)
+        _say(str(error))
         raise SystemExit(1) from None
+
+
+def _say(fault: str) -> None:
+    notes.print(f"tickertape: {fault}", style="red", markup=False, emoji=False, soft_wrap=True)

@@ -30,12 +30,10 @@ from typing import Any, Literal, Self, TypedDict, Unpack
 
 import httpx
 
+from app.client_http import TIMEOUT, connect, proxy_of
 from app.event_stream import EventStreamParser, ServerSentEvent
 
 logger = logging.getLogger("tickertape.client")
-
-# Three of the server's pings may be missed before silence counts as a lost connection.
-_TIMEOUT = httpx.Timeout(connect=5.0, read=45.0, write=30.0, pool=None)
 
 # Seconds before the first new connection, where the server names no other; and the longest that
 # the wait grows to: a server keeps a paused generation for ten, unless told otherwise.
@@ -208,7 +206,9 @@ class Client:
     """A connection pool to one Tickertape server; use it with `async with`.
 
     After a lost connection, a 429 or a 503 it tries again, up to `max_retries` times in a row.
-    `api_key` is for a server that wants one.
+    `api_key` is for a server that wants one. A server on this machine is reached directly, any
+    other by the proxy that the environment names. Raises TickertapeError when `url`, `api_key` or
+    the environment cannot be used.
     """
 
     def __init__(
@@ -219,12 +219,10 @@ class Client:
         max_retries: int = 5,
     ) -> None:
         self._max_retries = max_retries
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
-            timeout=_TIMEOUT,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
-        )
+        try:
+            self._http = connect(url, api_key)
+        except ValueError as error:
+            raise TickertapeError(str(error)) from None
         self._readings: set[_Reading] = set()
 
     async def __aenter__(self) -> Self:
@@ -309,7 +307,7 @@ class Client:
         path: str,
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        waits: httpx.Timeout | None = _TIMEOUT,
+        waits: httpx.Timeout | None = TIMEOUT,
         max_retries: int | None = None,
     ) -> httpx.Response:
         """One answer. The key makes a request that is sent again the same request."""
@@ -513,6 +511,8 @@ def _raise_for_refusal(response: httpx.Response) -> None:
 def _describe(error: Exception, url: httpx.URL) -> str:
     if isinstance(error, _StrangerError):
         return f"what answers at {url} is no Tickertape: {error}"
+    if isinstance(error, httpx.ProxyError | httpx.ConnectError) and (proxy := proxy_of(url)):
+        return f"{url} is not reached by the proxy of {proxy} ({error}); correct or unset that"
     if isinstance(error, httpx.ConnectError):
         return f"nothing answers at {url}; is the server running? (`tickertape serve`)"
     return f"the connection to {url} failed: {error or type(error).__name__}"

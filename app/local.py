@@ -1,7 +1,8 @@
 """A model without a server: the same engine and the same events, for one caller in this process."""
 
+import contextlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Self, Unpack
@@ -22,6 +23,8 @@ from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
 from model.messages import Conversation, Encode, Generate, Message, Started, ids_of
 from model.sampling import SamplingParams
+
+Events = AsyncGenerator[Event, None]
 
 
 class LocalModel:
@@ -60,15 +63,15 @@ class LocalModel:
         await self._preparation.stop()
         await self._link.stop()
 
-    async def generate(self, prompt: str, **options: Unpack[Options]) -> AsyncIterator[Event]:
+    async def generate(self, prompt: str, **options: Unpack[Options]) -> Events:
         """Like `Client.generate`. Raises TickertapeError for what the model cannot honour."""
         fields = _checked(prompt, options)
-        async for event in self._stream(self._tokenizer.encode(fields.prompt), fields):
-            yield event
+        prompt_ids = self._tokenizer.encode(fields.prompt)
+        async with contextlib.aclosing(self._stream(prompt_ids, fields)) as events:
+            async for event in events:
+                yield event
 
-    async def chat(
-        self, messages: Sequence[Message], **options: Unpack[Options]
-    ) -> AsyncIterator[Event]:
+    async def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Events:
         """The model's next turn in a conversation of {"role", "content"} messages."""
         if not self._has_chat_template:
             raise TickertapeError("this model has no chat template; use `tickertape generate`")
@@ -77,10 +80,12 @@ class LocalModel:
             encoded = await self._preparation.encode(job, client="", name="messages")
         except APIError as error:
             raise TickertapeError(error.detail) from error
-        async for event in self._stream(ids_of(encoded.ids[0]), _checked("chat", options)):
-            yield event
+        fields = _checked("chat", options)
+        async with contextlib.aclosing(self._stream(ids_of(encoded.ids[0]), fields)) as events:
+            async for event in events:
+                yield event
 
-    async def _stream(self, prompt_ids: list[int], fields: GenerateFields) -> AsyncIterator[Event]:
+    async def _stream(self, prompt_ids: list[int], fields: GenerateFields) -> Events:
         if len(prompt_ids) >= self._context:
             raise TickertapeError(
                 f"the prompt has {len(prompt_ids)} tokens; it must have fewer than {self._context}"
