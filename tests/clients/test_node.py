@@ -101,3 +101,14 @@ def test_vercels_streamed_text_is_the_generated_one(vercel: Any) -> None:
 def test_vercel_tells_of_a_failure_in_the_middle(vercel: Any) -> None:
     assert len(vercel["errors"]) == 1
     assert "timeout" in vercel["errors"][0]
+
+
+def test_express_with_compression_hands_on_each_token(server: RunningServer) -> None:
+    """It holds back what it compresses; `no-transform` (RFC 9111, 5.2.2.6) keeps it from that."""
+    came = run("proxy.mjs", server)
+    kept, lost = came["kept"], came["lost"]
+    assert kept["encoding"] is None
+    assert kept["frames"] > 20
+    assert kept["chunks"] >= 0.8 * kept["frames"]
+    assert lost["encoding"] is not None
+    assert lost["chunks"] <= 0.2 * kept["chunks"], "what would be without it"
