@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from app.caller import Caller
 from app.dialects import tool_calls
 from app.engine_link import EngineLink
-from app.errors import out_of_range, try_later
+from app.errors import APIError, out_of_range, try_later
 from app.preparation import Preparation
 from app.schemas.ask import Ask, Prompt
 from app.schemas.sampling import SamplingFields
@@ -39,11 +39,25 @@ class Admitted:
     params: SamplingParams
 
 
+async def calls_tools(
+    preparation: Preparation, tokenizer: Tokenizer, chat_template: str | None
+) -> bool:
+    """Whether the model was trained to call tools, in a way that we read: the template shows it."""
+    if chat_template is None or not tool_calls.mentioned(chat_template):
+        return False
+    try:
+        encoded = await preparation.encode(Encode([tool_calls.CALLING]), client="")
+    except APIError as error:  # the template fails, or the process did
+        return error.status_code != 422
+    return tool_calls.is_ours(tokenizer.decode(ids_of(encoded.ids[0]), skip_special=False))
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
     tokenizer: Tokenizer
     preparation: Preparation
     chat_template: str | None
+    has_tools: bool  # whether the model was trained to call tools, in a way that we read
     config: ModelConfig
     link: EngineLink
     registry: Registry
@@ -70,11 +84,6 @@ class Admission:
             return None
         making = self.preparation.grammar(ask.grammar, caller.client, ask.grammar_name)
         return await caller.unless_left(making)
-
-    @property
-    def has_tools(self) -> bool:
-        """Whether the model was trained to call tools, in a way that we read."""
-        return bool(self.chat_template and tool_calls.understands(self.chat_template))
 
     @property
     def context(self) -> int:

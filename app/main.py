@@ -9,7 +9,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from app import errors, openapi
-from app.admission import Admission
+from app.admission import Admission, calls_tools
 from app.cors import Cors
 from app.dash import Dash
 from app.engine_link import EngineLink, configuration
@@ -90,6 +90,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
             tokenizer=tokenizer,
             preparation=preparation,
             chat_template=checkpoint.chat_template,
+            has_tools=await calls_tools(preparation, tokenizer, checkpoint.chat_template),
             config=checkpoint.config,
             link=link,
             registry=registry,

@@ -5,21 +5,43 @@ The way of Hermes (Teknium et al. 2024), which Qwen and others are trained for: 
     <tool_call>
     {"name": "...", "arguments": {...}}
     </tool_call>
+
+Models write other spellings, too. After `<tool_call>`, a JSON object with a `name` is a call:
+
+- its keys come in any order, and other keys are left out;
+- `parameters` is another name of `arguments`;
+- no arguments, null and "" are {}; a string that holds an object is that object;
+- {"function": {...}} is what it holds;
+- `</tool_call>` may be missing, and brackets after the object are left out.
+
+Whatever else there is, is text: Python's quotes, a list, a name that no tool can have. vLLM's
+parser for Hermes (hermes_tool_parser.py) and SGLang's (qwen25_detector.py) read the body with
+json.loads, too; SGLang takes `parameters` and calls without arguments.
 """
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final
 
+from app.dialects.json_scanner import JSONScanner, LenientScanner, Stop
+from model.messages import Conversation
+
 OPEN: Final = "<tool_call>"
 CLOSE: Final = "</tool_call>"
 
-# Names as a request may have them, and no others: what follows must not depend on how it is cut.
-_HEAD = re.compile(
-    r'\s*\{\s*"name"\s*:\s*"([A-Za-z0-9_-]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
-)
+MAX_HELD: Final = 1 << 14  # characters held back while they may be a call whose name is not known
+_BLOCK: Final = 1 << 10  # characters read at a time: what is read again after a wrong head is short
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")  # as a request's tools may have
+_ARGUMENTS: Final = frozenset({"arguments", "parameters"})
+
+# A raw line break cannot be in a JSON string, so a tag after one ends a call that was not closed.
+_TAGS: Final = (f"\n{OPEN}", f"\n{CLOSE}")
+_TAG = re.compile("|".join(_TAGS))
+_AFTER_OBJECT = re.compile(r"[\s}\]]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +68,88 @@ class Arguments:
 
 
 Piece = Said | Called | Arguments
+_Rest = Generator[Piece, None, str]  # pieces, and the text that is still to be read
 
 
-def understands(chat_template: str) -> bool:
-    """Whether a model with this template is shown tools, and asked to call them in this way."""
+_CALLED: Final = "called_before"
+
+# A conversation with a call, to see how a chat template writes one.
+CALLING: Final = Conversation(
+    [
+        {"role": "user", "content": "How is the weather?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {
+                    "id": "call_0000",
+                    "type": "function",
+                    "function": {"name": _CALLED, "arguments": {"place": "Rome"}},
+                }
+            ],
+        },
+        {"role": "tool", "content": "Fine.", "tool_call_id": "call_0000"},
+    ],
+    {
+        "tools": [
+            {
+                "type": "function",
+                "function": {
+                    "name": "a_tool",
+                    "description": "",
+                    "parameters": {"type": "object", "properties": {}},
+                },
+            }
+        ]
+    },
+)
+
+
+def mentioned(chat_template: str) -> bool:
+    """Whether a chat template knows tools, and the tags of this way to call them."""
     return "tools" in chat_template and OPEN in chat_template
+
+
+def is_ours(written: str) -> bool:
+    """Whether a template that writes CALLING so has taught its model this way.
+
+    Others have the same tags around something else (`<function=...>`, `<arg_key>`). A template that
+    writes no calls is taken by its tags.
+    """
+    if _CALLED not in written:
+        return True
+    parser = ToolCallParser()
+    pieces = [*parser.push(written), *parser.finish()]
+    numbers = [p.number for p in pieces if isinstance(p, Called) and p.name == _CALLED]
+    texts = [p.text for p in pieces if isinstance(p, Arguments) and p.number in numbers]
+    return "".join(texts).replace(" ", "") == '{"place":"Rome"}'
 
 
 class _State(Enum):
     TEXT = auto()
-    HEAD = auto()  # after <tool_call>, until the arguments begin
-    ARGUMENTS = auto()
-    TAIL = auto()  # after them, until </tool_call>
+    HEAD = auto()  # after <tool_call>, until it is known whether it is a call
+    ARGUMENTS = auto()  # of a call, told while they are written
+    TAIL = auto()  # after them, until the call's object ends
+    CLOSING = auto()  # after the object, until </tool_call> or something else
 
 
 class ToolCallParser:
-    """Text piece by piece -> what can be told already. What is no call after all is text."""
+    """Text piece by piece -> what can be told already. What is no call after all is text.
+
+    The pieces of a text are the same however it is cut. All of it is told but the calls' syntax,
+    the blanks between calls, and those after the last.
+    """
 
     def __init__(self) -> None:
         self._state = _State.TEXT
-        self._held = ""  # not told yet
-        self._calls = 0
+        self._unread = ""  # the beginning of a tag, perhaps
+        self._held: list[str] = []  # what was read of a head or a tail
+        self._num_held = 0  # characters of it
+        self._blanks: list[str] = []  # after a call: told only if text follows
         self._after_call = False
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
+        self._calls = 0
+        self._object = JSONScanner()  # of the call
+        self._arguments = LenientScanner()
 
     @property
     def num_calls(self) -> int:
@@ -78,87 +157,157 @@ class ToolCallParser:
 
     def push(self, text: str) -> Iterator[Piece]:
         """Take more of the text."""
-        self._held += text
-        while True:
-            before = self._state, self._held
-            yield from self._step()
-            if (self._state, self._held) == before:
-                return
+        for at in range(0, len(text), _BLOCK):
+            yield from self._read(text[at : at + _BLOCK])
 
     def finish(self) -> Iterator[Piece]:
-        """The text is over: what was held back was no call."""
-        opened = OPEN if self._state is _State.HEAD else ""
-        if self._state in (_State.TEXT, _State.HEAD):
-            yield from self._say(opened + self._held)
-        self._held = ""
+        """The text is over: a head that was held back was no call."""
+        while self._state in (_State.HEAD, _State.TAIL):
+            yield from self._read((yield from self._give_up("")))
+        if self._state is _State.TEXT:
+            yield from self._say(self._unread)
+        elif self._state is _State.ARGUMENTS and self._unread:
+            yield Arguments(self._calls - 1, self._unread)
+        self._state, self._unread = _State.TEXT, ""
 
-    def _step(self) -> Iterator[Piece]:
-        match self._state:
-            case _State.TEXT:
-                yield from self._read_text()
-            case _State.HEAD:
-                yield from self._read_head()
-            case _State.ARGUMENTS:
-                yield from self._read_arguments()
-            case _State.TAIL:
-                self._skip_to_close()
+    def _read(self, text: str) -> Iterator[Piece]:
+        rest, self._unread = self._unread + text, ""
+        while rest:
+            match self._state:
+                case _State.TEXT:
+                    rest = yield from self._read_text(rest)
+                case _State.HEAD:
+                    rest = yield from self._read_head(rest)
+                case _State.ARGUMENTS:
+                    rest = yield from self._read_arguments(rest)
+                case _State.TAIL:
+                    rest = yield from self._read_tail(rest)
+                case _State.CLOSING:
+                    rest = self._read_closing(rest)
 
-    def _read_text(self) -> Iterator[Piece]:
-        said, opened, rest = self._held.partition(OPEN)
+    def _read_text(self, text: str) -> _Rest:
+        said, opened, rest = text.partition(OPEN)
         if opened:
-            self._state = _State.HEAD
+            self._state, self._object = _State.HEAD, JSONScanner(_ARGUMENTS)
         else:
             kept = _partial(said, OPEN)
-            said, rest = said[: len(said) - kept], said[len(said) - kept :]
-            if self._after_call and said.isspace():  # another call may follow, or text
-                return
-        self._held = rest
+            said, self._unread = said[: len(said) - kept], said[len(said) - kept :]
         yield from self._say(said)
+        return rest
 
     def _say(self, text: str) -> Iterator[Piece]:
-        if text and not (self._after_call and text.isspace()):  # blanks after calls say nothing
+        if self._after_call:
+            self._blanks.append(text)
+            if not text or text.isspace():
+                return
+            text = "".join(self._blanks)
+            self._blanks.clear()
             self._after_call = False
+        if text:
             yield Said(text)
 
-    def _read_head(self) -> Iterator[Piece]:
-        if match := _HEAD.match(self._held):
-            yield Called(self._calls, match[1])
-            self._calls += 1
-            self._state, self._held = _State.ARGUMENTS, self._held[match.end() :]
-        elif CLOSE in self._held:  # whatever it is, it is no call
-            said, _, rest = self._held.partition(CLOSE)
-            self._state, self._held = _State.TEXT, rest
-            yield from self._say(OPEN + said + CLOSE)
+    def _read_head(self, text: str) -> _Rest:
+        rest, stop = self._hold(text)
+        head = "".join(self._held) if stop in (Stop.WATCHED, Stop.END) else ""
+        if stop is Stop.WATCHED:
+            self._object.watched = frozenset()
+            if call := _call(head + "null}"):
+                yield self._begin_call(call[0], _State.ARGUMENTS)
+                self._arguments = LenientScanner()
+                self._object.skip_value()
+        elif stop is Stop.END and (call := _call(head)):
+            yield self._begin_call(call[0], _State.CLOSING)
+            yield Arguments(self._calls - 1, call[1])
+        elif stop is not Stop.MORE:
+            rest = yield from self._give_up(rest)
+        return rest
 
-    def _read_arguments(self) -> Iterator[Piece]:
-        end = self._end_of_object()
-        text, self._held = self._held[:end], self._held[end:]
-        if text:
-            yield Arguments(self._calls - 1, text)
+    def _hold(self, text: str) -> tuple[str, Stop]:
+        """Read on in the call's object; what was not read, and why."""
+        room = MAX_HELD - self._num_held
+        at, stop = self._object.read(text[:room])
+        self._held.append(text[:at])
+        self._num_held += at
+        return text[at:], Stop.WRONG if stop is Stop.MORE and at == room else stop
 
-    def _end_of_object(self) -> int:
-        """How far the object goes in what is held; moves on to the tail at its end."""
-        for at, character in enumerate(self._held):
-            if self._escaped:
-                self._escaped = False
-            elif self._in_string:
-                self._escaped = character == "\\"
-                self._in_string = character != '"'
-            elif character == '"':
-                self._in_string = True
-            else:
-                self._depth += (character in "{[") - (character in "}]")
-                if not self._depth:
-                    self._state = _State.TAIL
-                    return at + 1
-        return len(self._held)
+    def _release(self) -> str:
+        """What was held, which is held no longer."""
+        held = "".join(self._held)
+        self._held.clear()
+        self._num_held = 0
+        return held
 
-    def _skip_to_close(self) -> None:
-        _, closed, rest = self._held.partition(CLOSE)
-        if closed:
-            self._state, self._held, self._after_call = _State.TEXT, rest, True
+    def _begin_call(self, name: str, state: _State) -> Called:
+        self._state = state
+        self._release()
+        self._blanks.clear()
+        self._after_call = True
+        self._calls += 1
+        return Called(self._calls - 1, name)
+
+    def _give_up(self, rest: str) -> _Rest:
+        """What is held is no part of a call: it is read again, as text."""
+        rest = self._release() + rest
+        if self._state is _State.HEAD:
+            self._state = _State.TEXT
+            yield from self._say(OPEN)
         else:
-            self._held = self._held[len(self._held) - _partial(self._held, CLOSE) :]
+            self._state = _State.CLOSING
+        return rest
+
+    def _read_arguments(self, text: str) -> _Rest:
+        tag = _TAG.search(text)
+        end = tag.start() if tag else len(text) - max(_partial(text, word) for word in _TAGS)
+        at, stop = self._arguments.read(text[:end])
+        if at:
+            yield Arguments(self._calls - 1, text[:at])
+        if stop is Stop.MORE and not tag:
+            self._unread = text[at:]
+            return ""
+        self._state = _State.TAIL if stop is Stop.END else _State.CLOSING
+        return text[at:]
+
+    def _read_tail(self, text: str) -> _Rest:
+        rest, stop = self._hold(text)
+        if stop is Stop.END:
+            self._state = _State.CLOSING
+            self._release()
+        elif stop is not Stop.MORE:
+            rest = yield from self._give_up(rest)
+        return rest
+
+    def _read_closing(self, text: str) -> str:
+        found = _AFTER_OBJECT.match(text)
+        at = found.end() if found else 0
+        self._blanks += [character for character in text[:at] if character.isspace()]
+        rest = text[at:]
+        if rest.startswith(CLOSE):
+            self._state = _State.TEXT
+            self._blanks.clear()
+            return rest[len(CLOSE) :]
+        if CLOSE.startswith(rest):
+            self._unread = rest
+            return ""
+        self._state = _State.TEXT
+        return rest
+
+
+def _call(text: str) -> tuple[str, str] | None:
+    """Name and arguments of a call's object, these as JSON; None if it is no call."""
+    try:
+        call = json.loads(text)
+        if isinstance(call.get("function"), dict):
+            call = call["function"]
+        name, arguments = call.get("name"), call.get("arguments")
+        if arguments is None:
+            arguments = call.get("parameters")
+        if isinstance(arguments, str):
+            arguments = json.loads(arguments or "null")
+        written = json.dumps({} if arguments is None else arguments, allow_nan=False)
+    except (ValueError, RecursionError):
+        return None
+    is_call = isinstance(name, str) and _NAME.fullmatch(name) and written.startswith("{")
+    return (name, written) if is_call else None
 
 
 def _partial(text: str, word: str) -> int:
