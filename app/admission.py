@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from app.caller import Caller
 from app.dialects import tool_calls
 from app.engine_link import EngineLink
-from app.errors import APIError, out_of_range, try_later
+from app.errors import APIError, context_exceeded, out_of_range, try_later
 from app.preparation import Preparation
 from app.schemas.ask import Ask, Prompt
 from app.schemas.sampling import SamplingFields
@@ -160,10 +160,11 @@ class Admission:
             raise out_of_range(name, "holds no token; give at least one character")
         if count >= self.context:
             counted = f"more than {count} tokens" if at_least else f"{count} tokens"
-            raise out_of_range(
+            raise context_exceeded(
                 name,
-                f"has {counted}; this model's context is {self.context} tokens for prompt and "
-                f"output together, so it must have from 1 to {self.context - 1}",
+                self.context,
+                f"the prompt has {counted}. It must have from 1 to {self.context - 1}, because the "
+                "output counts too",
             )
 
     def _check_template(self, texts: Sequence[str | Conversation]) -> None:
@@ -217,10 +218,11 @@ def room(ask: Ask, num_prompt: int, context: int) -> int:
     left = context - num_prompt
     wanted = left if ask.max_tokens is None else ask.max_tokens
     if ask.exact and wanted > left:
-        raise out_of_range(
+        raise context_exceeded(
             ask.max_tokens_name,
-            f"{wanted} new tokens and a prompt of {num_prompt} do not fit this "
-            f"model's context of {context}; it must be from 1 to {left}",
+            context,
+            f"you requested {num_prompt + wanted} tokens: {num_prompt} in the prompt and {wanted} "
+            f"new ones. {ask.max_tokens_name} must be from 1 to {left}, or the prompt shorter",
         )
     max_tokens = min(wanted, left)
     if ask.fields.min_tokens > max_tokens:

@@ -82,6 +82,20 @@ def out_of_range(param: str, message: str) -> APIError:
     return APIError(422, f"{param}: {message}", param=param, code="invalid_value")
 
 
+def context_exceeded(param: str, context: int, message: str) -> APIError:
+    """422: more tokens than the context has, in OpenAI's words and with its code.
+
+    Clients look for either, to shorten the conversation or to ask a model with a longer context:
+    litellm for the words (exception_mapping_utils.py), LangChain's ChatOpenAI for the code.
+    """
+    return APIError(
+        422,
+        f"{param}: This model's maximum context length is {context} tokens. However, {message}",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
 def try_later(status: int, message: str, *, code: str, seconds: int = 1) -> APIError:
     """429 or 503, with the Retry-After that tells a client when."""
     return APIError(status, message, code=code, headers={"Retry-After": str(seconds)})

@@ -38,9 +38,13 @@ def model(calling: RunningServer) -> str:
     [
         ({"temperature": 3}, "temperature", "invalid_value"),
         ({"messages": []}, "messages", "invalid_value"),
-        ({"messages": [{"role": "user", "content": "x" * 5000}]}, "messages", "invalid_value"),
-        ({"max_completion_tokens": 5000}, "max_completion_tokens", "invalid_value"),
-        ({"max_tokens": 5000}, "max_tokens", "invalid_value"),
+        (
+            {"messages": [{"role": "user", "content": "x" * 5000}]},
+            "messages",
+            "context_length_exceeded",
+        ),
+        ({"max_completion_tokens": 5000}, "max_completion_tokens", "context_length_exceeded"),
+        ({"max_tokens": 5000}, "max_tokens", "context_length_exceeded"),
         ({"n": 200}, "n", "invalid_value"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
         ({"logit_bias": {"300": 1}}, "logit_bias", "invalid_value"),
