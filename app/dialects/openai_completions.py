@@ -10,6 +10,7 @@ from app.dialects.openai import Chunks, Object, Stream, block
 from app.dialects.runs import runs
 from app.tapes.position import Position
 from app.tapes.tape import End, Entry, Tape
+from model.messages import Logprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +109,29 @@ def _choice(tape: Tape, end: End, index: int, form: CompletionForm) -> Object:
 
 def logprobs_data(entries: Sequence[Entry], offset: int) -> Object | None:
     """Four lists of one length; `offset` is where the first entry begins in the choice's text."""
-    logged = [entry for entry in entries if entry.logprob]
+    logged: list[tuple[int, Logprob]] = []
+    for entry in entries:
+        if entry.logprob:
+            logged.append((offset, entry.logprob))
+        offset += len(entry.text)
     if not logged:
         return None
-    offsets = []
-    for entry in entries:
-        offsets.append(offset)
-        offset += len(entry.text)
-    logprobs = [entry.logprob for entry in logged if entry.logprob]
     return {
-        "tokens": [logprob.token for logprob in logprobs],
-        "token_logprobs": [logprob.logprob for logprob in logprobs],
-        "top_logprobs": [{top.token: top.logprob for top in logprob.top} for logprob in logprobs],
-        "text_offset": offsets,
+        "tokens": [logprob.token for _, logprob in logged],
+        "token_logprobs": [logprob.logprob for _, logprob in logged],
+        "top_logprobs": [_by_text(logprob) for _, logprob in logged],
+        "text_offset": [offset for offset, _ in logged],
     }
+
+
+def _by_text(logprob: Logprob) -> dict[str, float]:
+    """The candidates and the token itself, likeliest first; of those with one text, the likeliest.
+
+    Different tokens may have one text: parts of characters do.
+    """
+    pairs = [(one.token, one.logprob) for one in logprob.top]
+    pairs.append((logprob.token, logprob.logprob))
+    best: dict[str, float] = {}
+    for text, value in sorted(pairs, key=lambda pair: -pair[1]):
+        best.setdefault(text, value)
+    return best

@@ -108,7 +108,8 @@ async def test_logprobs_have_four_lists_of_one_length(client: AsyncOpenAI) -> No
         places = zip(logprobs.tokens, logprobs.text_offset, logprobs.top_logprobs, strict=True)
         for token, offset, top in places:
             assert choice.text[offset:].startswith(token)
-            assert len(top) == 2
+            assert len(top) in (2, 3), "the token itself is one more, if it is not among them"
+            assert token in top
         pieces = [
             piece.logprobs
             for chunk in chunks
