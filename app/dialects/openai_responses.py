@@ -6,7 +6,7 @@ one it has goes on with the next, whatever was lost.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -15,6 +15,8 @@ from app.dialects.openai import Object, Stream, TokenBytes, block
 from app.dialects.runs import runs
 from app.tapes.position import Position
 from app.tapes.tape import End, Entry, Tape
+
+ITEM_PREFIX: Final = "msg_"  # before a tape's id: the one message that a response puts out
 
 _FINAL = {"completed": "completed", "failed": "failed"}  # all others end with response.incomplete
 
@@ -101,7 +103,7 @@ class ResponseStream(Stream):
         return blocks + block(after, openai.DONE)
 
     def _place(self) -> Object:
-        return {"item_id": f"msg_{self.tape.id}", "output_index": 0, "content_index": 0}
+        return {"item_id": f"{ITEM_PREFIX}{self.tape.id}", "output_index": 0, "content_index": 0}
 
     def _event(self, kind: str, **fields: Any) -> list[tuple[str, bytes]]:
         """The next event; nothing when this reader has it already."""
@@ -163,7 +165,7 @@ def _output(tape: Tape, form: ResponseForm, status: str) -> Object:
 
 def _item(tape: Tape, text: str, logprobs: list[Object], status: str) -> Object:
     return {
-        "id": f"msg_{tape.id}",
+        "id": f"{ITEM_PREFIX}{tape.id}",
         "type": "message",
         "status": status,
         "role": "assistant",

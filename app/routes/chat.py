@@ -52,7 +52,10 @@ async def chat(
 def _check_tools(services: Services, body: ChatBody) -> None:
     """Raises APIError where the model has none."""
     if body.tools and not services.admission.has_tools:
-        raise out_of_range("tools", "this model's chat template has no tools; leave tools out")
+        raise out_of_range(
+            "tools",
+            "this model's chat template has no tools, or not in a way that is read here; leave tools out",
+        )
 
 
 def _form(services: Services, body: ChatBody) -> ChatForm:

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Path, Query
 from starlette.responses import JSONResponse, Response
 
 from app.caller import Caller
-from app.dialects.openai_responses import ResponseForm, ResponseStream, response
-from app.errors import APIError
+from app.dialects.openai_responses import ITEM_PREFIX, ResponseForm, ResponseStream, response
+from app.errors import APIError, context_exceeded, out_of_range
 from app.routes.answers import RESUMED, refusals, success
 from app.routes.openai import REFUSALS, OpenAIRoute, check_model
 from app.routes.reading import IdempotencyKey, LastEventID, find, reached, stream
@@ -50,7 +50,9 @@ async def create(
     if last_event_id:
         tape, after = await reached(services, caller, last_event_id)
         return stream(services, tape, after, dialect=ResponseStream(tape, _form_of(services, tape)))
-    turns = [*await _earlier(services, caller, body), *body.turns()]
+    _check_calls(services, body)
+    earlier = await _earlier(services, caller, body)
+    turns = [*earlier, *body.turns(await _referenced(services, caller, body))]
     origin, ask = _origin(body, turns), _ask(body, turns)
     if body.background or body.stream:
         alone = body.background and "on_disconnect" not in body.model_fields_set
@@ -142,14 +144,63 @@ async def _earlier(services: Services, caller: Caller, body: ResponseBody) -> li
     if body.previous_response_id is None:
         return []
     tape, form = await _stored(services, caller, body.previous_response_id)
+    _check_ended(tape, "previous_response_id")
+    return [*form.conversation, {"role": "assistant", "content": tape.text}]
+
+
+async def _referenced(services: Services, caller: Caller, body: ResponseBody) -> dict[str, str]:
+    """The texts of the items that the input only names. Raises APIError where one is not there."""
+    texts: dict[str, str] = {}
+    tokens: dict[str, int] = {}
+    total, context = 0, services.admission.context
+    for item_id, param in body.references():
+        if item_id not in texts:
+            tape = await _tape_of_item(services, caller, item_id, param)
+            _check_ended(tape, param)
+            texts[item_id], tokens[item_id] = tape.text, tape.num_tokens
+        total += tokens[item_id]
+        if total > 2 * context:  # before all of it is put together
+            message = f"the items that are referred to have {total} tokens. Leave some out"
+            raise context_exceeded(param, context, message)
+    return texts
+
+
+async def _tape_of_item(services: Services, caller: Caller, item_id: str, param: str) -> Tape:
+    try:
+        if item_id.startswith(ITEM_PREFIX):
+            response_id = _PREFIX + item_id.removeprefix(ITEM_PREFIX)
+            return (await _stored(services, caller, response_id))[0]
+    except APIError as error:
+        if error.status_code != 404:
+            raise
+    raise APIError(
+        404,
+        f"{param}: no item '{item_id:.80}' is kept here. Messages of responses are kept for "
+        f"{services.settings.tape_ttl:g} s (--tape-ttl) unless store is false; send the message "
+        "itself, with its role and content",
+        param=param,
+        code="item_not_found",
+    )
+
+
+def _check_ended(tape: Tape, param: str) -> None:
     if tape.end is None:
         raise APIError(
             400,
-            "previous_response_id: that response has not ended yet; retrieve it until it has",
-            param="previous_response_id",
+            f"{param}: that response has not ended yet; retrieve it until it has",
+            param=param,
             code="response_not_ended",
         )
-    return [*form.conversation, {"role": "assistant", "content": tape.text}]
+
+
+def _check_calls(services: Services, body: ResponseBody) -> None:
+    """Raises APIError where the model cannot be shown calls."""
+    if body.has_calls and not services.admission.has_tools:
+        raise out_of_range(
+            "input",
+            "this model's chat template has no tools; leave function_call and "
+            "function_call_output out",
+        )
 
 
 def _ask(body: ResponseBody, turns: list[Message]) -> Ask:

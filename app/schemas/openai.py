@@ -47,21 +47,22 @@ OnlyFalse = Annotated[
 
 
 class Nullable(BaseModel):
-    """Whatever may be left out may be null, too: clients write both."""
+    """Whatever may be left out may be null, too: clients write both.
+
+    That goes for fields that the object does not have: null asks for nothing.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    # OpenAI's fields that this server does not have: null is no wish.
-    unsupported: ClassVar[frozenset[str]] = frozenset()
+    # Taken with any value and left out, see app/schemas/openai_history.py.
+    left_out: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        names = known | cls.unsupported
-        return {k: v for k, v in value.items() if v is not None or k not in names}
+        return {k: v for k, v in value.items() if v is not None and k not in cls.left_out}
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -79,6 +80,9 @@ class Nullable(BaseModel):
                     **described,
                     **default,
                 }
+        if schema.get("additionalProperties") is False:
+            schema["additionalProperties"] = _NULL
+            schema["properties"] |= {name: {} for name in sorted(cls.left_out)}
         return schema
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 import orjson
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
+from app.schemas import openai_history
 from app.schemas.ask import Ask
 from app.schemas.fields import OWN, Object, Range, StringToo, either, refused
 from app.schemas.openai import (
@@ -26,8 +27,51 @@ MAX_TOOLS = 128
 
 
 class TextPart(Nullable):
+    left_out = openai_history.PART
+
     type: Literal["text"]
     text: str
+
+
+class RefusalPart(Nullable):
+    left_out = openai_history.PART
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+class ReasoningPart(Nullable):
+    """What a model thought before an answer is no part of the turn."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: openai_history.ReasoningPartType
+
+    @property
+    def text(self) -> str:
+        return ""
+
+
+def _kind_of_part(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", "text")
+    return "[reasoning]" if kind in openai_history.REASONING_PARTS else f"[{kind}]"
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("[text]")]
+    | Annotated[RefusalPart, Tag("[refusal]")]
+    | Annotated[ReasoningPart, Tag("[reasoning]")],
+    Discriminator(
+        _kind_of_part,
+        custom_error_type="refused",
+        custom_error_message="should be 'text': pictures, sound and files are not read",
+        custom_error_context={"param": "type"},
+    ),
+]
 
 
 def _as_part(text: str) -> list[Object]:
@@ -35,8 +79,10 @@ def _as_part(text: str) -> list[Object]:
 
 
 class CalledFunction(Nullable):
+    left_out = openai_history.FUNCTION
+
     name: str
-    arguments: str
+    arguments: str = ""
 
     def read(self) -> Any:
         """An object where they are one; a call that came to its end too early is told as it is."""
@@ -47,6 +93,8 @@ class CalledFunction(Nullable):
 
 
 class ToolCall(Nullable):
+    left_out = openai_history.CALL
+
     id: str
     type: Literal["function"] = "function"
     function: CalledFunction
@@ -71,10 +119,10 @@ class ChatMessage(Nullable):
             {"role": {"const": "assistant"}, "refusal": {"type": "string", "minLength": 1}},
         )
     )
-    unsupported = frozenset({"audio", "function_call"})
+    left_out = openai_history.MESSAGE
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[list[TextPart], StringToo(_as_part)] = Field([])
+    content: Annotated[list[Part], StringToo(_as_part)] = Field([])
     name: str | None = None
     refusal: str | None = None
     tool_calls: list[ToolCall] = Field([])
@@ -106,6 +154,8 @@ class ChatMessage(Nullable):
 
 
 class FunctionDefinition(Nullable):
+    left_out = openai_history.TOOL
+
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     description: str = ""
     parameters: Object = Field({})
@@ -115,6 +165,8 @@ class FunctionDefinition(Nullable):
 
 
 class Tool(Nullable):
+    left_out = openai_history.TOOL
+
     type: Literal["function"]
     function: FunctionDefinition
 
@@ -159,22 +211,6 @@ class ChatBody(OpenAIFields):
             ]
         }
     )
-    unsupported = frozenset(
-        {
-            "audio",
-            "function_call",
-            "functions",
-            "metadata",
-            "moderation",
-            "prediction",
-            "prompt_cache_options",
-            "prompt_cache_retention",
-            "reasoning_effort",
-            "verbosity",
-            "web_search_options",
-        }
-    )
-
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: Length | None = Field(None, description="The older name of max_completion_tokens.")
     max_completion_tokens: Length | None = Field(

@@ -63,7 +63,6 @@ class CompletionBody(OpenAIFields):
     model_config = ConfigDict(
         json_schema_extra=either({"echo": {"enum": [False, None]}}, {"logprobs": {"type": "null"}})
     )
-    unsupported = frozenset({"best_of", "suffix"})
 
     prompt: Prompts = Field(description="A text, token ids, or several of either.")
     max_tokens: Length = Field(16, description="New tokens at most.")

@@ -1,9 +1,11 @@
 """POST /v1/responses."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
+from app.schemas import openai_history
 from app.schemas.ask import Ask
 from app.schemas.fields import Object, Range, StringToo, either, refused
 from app.schemas.openai import (
@@ -17,15 +19,33 @@ from app.schemas.openai import (
     grammar_of,
     shown_role,
 )
+from app.schemas.openai_chat import CalledFunction, RefusalPart, ToolCall
 from model import sampling
 from model.messages import Conversation
 
 
 class InputText(Nullable):
+    left_out = openai_history.PART
+
     type: Literal["input_text", "output_text"]
     text: str
-    annotations: list[Any] = Field([])
-    logprobs: list[Any] = Field([])
+
+
+def _kind_of_text(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", "input_text")
+    return "[text]" if kind in ("input_text", "output_text") else f"[{kind}]"
+
+
+Text = Annotated[
+    Annotated[InputText, Tag("[text]")] | Annotated[RefusalPart, Tag("[refusal]")],
+    Discriminator(
+        _kind_of_text,
+        custom_error_type="refused",
+        custom_error_message="should be 'input_text' or 'output_text': pictures, sound and files "
+        "are not read",
+        custom_error_context={"param": "type"},
+    ),
+]
 
 
 def _as_input_text(text: str) -> list[Object]:
@@ -36,29 +56,112 @@ def _as_message(text: str) -> list[Object]:
     return [{"role": "user", "content": text}]
 
 
+Texts = Annotated[list[Text], StringToo(_as_input_text)]
+
+
 class InputMessage(Nullable):
     """One turn of the input; what an earlier response put out can be given back as it is."""
 
-    unsupported = frozenset({"phase"})
+    left_out = openai_history.ITEM
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[InputText], StringToo(_as_input_text)]
-    id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    content: Texts
 
     def turn(self) -> Object:
-        text = "".join(part.text for part in self.content)
-        return {"role": shown_role(self.role), "content": text}
+        return {"role": shown_role(self.role), "content": _joined(self.content)}
+
+
+class FunctionCallItem(Nullable):
+    """A call of a tool that the assistant made."""
+
+    left_out = openai_history.ITEM
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str = ""
+
+    def call(self) -> Object:
+        function = CalledFunction(name=self.name, arguments=self.arguments)
+        return ToolCall(id=self.call_id, function=function).turn()
+
+
+class FunctionOutputItem(Nullable):
+    """What the tool gave."""
+
+    left_out = openai_history.ITEM | {"name"}
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: Texts
+
+    def turn(self) -> Object:
+        return {"role": "tool", "content": _joined(self.output), "tool_call_id": self.call_id}
+
+
+class ReasoningItem(Nullable):
+    """What a model thought before an answer is no turn."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["reasoning"]
+
+
+class ItemReference(Nullable):
+    """The message of an earlier response, by its id, instead of its text."""
+
+    type: Literal["item_reference"] = "item_reference"
+    id: str
+
+
+def _joined(texts: list[Text]) -> str:
+    return "".join(part.text for part in texts)
+
+
+def _kind_of_item(value: Any) -> str:
+    if not isinstance(value, dict):
+        return f"[{getattr(value, 'type', 'message')}]"
+    untyped = "item_reference" if "id" in value and "role" not in value else "message"
+    return f"[{value.get('type') or untyped}]"
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("[message]")]
+    | Annotated[FunctionCallItem, Tag("[function_call]")]
+    | Annotated[FunctionOutputItem, Tag("[function_call_output]")]
+    | Annotated[ReasoningItem, Tag("[reasoning]")]
+    | Annotated[ItemReference, Tag("[item_reference]")],
+    Discriminator(
+        _kind_of_item,
+        custom_error_type="refused",
+        custom_error_message="should be message, function_call, function_call_output, reasoning "
+        "or item_reference; leave other items out",
+        custom_error_context={"param": "type"},
+    ),
+]
 
 
 class ResponseText(Nullable):
-    unsupported = frozenset({"verbosity"})
-
     format: TextFormatOfResponses = TextFormat(type="text")
 
     def told(self) -> Object:
         return {"format": self.format.model_dump(by_alias=True)}
+
+
+_LOGPROBS: Final = "message.output_text.logprobs"
+
+# OpenAI's own. Tools that run there and reasoning are not here, so there is nothing of theirs.
+Includable = Literal[
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
 
 
 class ResponseStreamOptions(Nullable):
@@ -73,24 +176,8 @@ class ResponseBody(OpenAIFields):
             {"store": {"enum": [True, None]}}, {"background": {"enum": [False, None]}}
         )
     )
-    unsupported = frozenset(
-        {
-            "access_programs",
-            "background_options",
-            "context_management",
-            "conversation",
-            "image",
-            "max_tool_calls",
-            "moderation",
-            "prompt",
-            "prompt_cache_options",
-            "prompt_cache_retention",
-            "reasoning",
-        }
-    )
-
     input: Annotated[
-        list[InputMessage],
+        list[InputItem],
         Field(min_length=1, max_length=MAX_MESSAGES),
         StringToo(_as_message),
     ]
@@ -105,7 +192,9 @@ class ResponseBody(OpenAIFields):
         {}, description="Kept with the response."
     )
     text: ResponseText = Field(ResponseText(), description="Text, or JSON by a schema.")
-    include: list[Literal["message.output_text.logprobs"]] = Field([])
+    include: list[Includable] = Field(
+        [], description="Only logprobs have an effect: of the others, nothing is ever there."
+    )
     top_logprobs: Annotated[int, Range(0, sampling.MAX_LOGPROBS)] = 0
     stream_options: ResponseStreamOptions = ResponseStreamOptions()
     tools: Annotated[list[Any], Field(max_length=0)] = Field([], description="Only empty.")
@@ -122,9 +211,33 @@ class ResponseBody(OpenAIFields):
             raise refused("store", "must be true with background, or nobody could fetch it")
         return self
 
-    def turns(self) -> list[Object]:
-        """The input as messages for a chat template."""
-        return [message.turn() for message in self.input]
+    def references(self) -> Iterator[tuple[str, str]]:
+        """The ids of items that are only named, and the places where they are."""
+        for number, item in enumerate(self.input):
+            if isinstance(item, ItemReference):
+                yield item.id, f"input.{number}"
+
+    @property
+    def has_calls(self) -> bool:
+        return any(isinstance(item, FunctionCallItem | FunctionOutputItem) for item in self.input)
+
+    def turns(self, texts: Mapping[str, str]) -> list[Object]:
+        """The input as messages for a chat template; `texts` are those of the references.
+
+        Calls belong to the turn of the assistant that they follow.
+        """
+        turns: list[Object] = []
+        for item in self.input:
+            match item:
+                case ItemReference():
+                    turns.append({"role": "assistant", "content": texts[item.id]})
+                case FunctionCallItem():
+                    if not turns or turns[-1]["role"] != "assistant":
+                        turns.append({"role": "assistant", "content": ""})
+                    turns[-1].setdefault("tool_calls", []).append(item.call())
+                case InputMessage() | FunctionOutputItem():
+                    turns.append(item.turn())
+        return turns
 
     def told(self) -> Object:
         """What the response says of its request."""
@@ -151,7 +264,7 @@ class ResponseBody(OpenAIFields):
 
     @property
     def num_logprobs(self) -> int | None:
-        return self.top_logprobs if self.include or self.top_logprobs else None
+        return self.top_logprobs if _LOGPROBS in self.include or self.top_logprobs else None
 
     def ask(self, conversation: Conversation) -> Ask:
         return Ask(

@@ -1,6 +1,7 @@
 """docs/compatibility.md: every field of OpenAI's has a row, and every row is true of the server."""
 
 import asyncio
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,22 @@ import httpx
 import pytest
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_params
-from openai.types.responses import response_create_params
+from openai.types.responses import ResponseIncludable, response_create_params
 from pydantic import BaseModel
 
-from app.schemas.openai_chat import ChatBody
+from app.schemas.openai import Nullable
+from app.schemas.openai_chat import (
+    CalledFunction,
+    ChatBody,
+    ChatMessage,
+    FunctionDefinition,
+    TextPart,
+    Tool,
+    ToolCall,
+)
 from app.schemas.openai_completions import CompletionBody
-from app.schemas.openai_responses import ResponseBody
+from app.schemas.openai_history import REASONING_PARTS
+from app.schemas.openai_responses import InputMessage, InputText, ResponseBody
 from app.schemas.sampling import SamplingFields
 from tests.app.test_bad_input import error_of
 
@@ -78,7 +89,7 @@ ACCEPTED: dict[str, list[Any]] = {
     "input": ["Hi", [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}]],
     "instructions": ["Be brief."],
     "max_output_tokens": [16],
-    "include": [["message.output_text.logprobs"]],
+    "include": [[one] for one in get_args(ResponseIncludable)],
     "text": [
         {"format": {"type": "text"}},
         {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}},
@@ -230,6 +241,155 @@ async def test_values_that_are_refused_are_named(
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
     assert param.partition(".")[0] in error["message"]
+
+
+# ---- earlier turns
+
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "Hi"}], "tool_calls": [CALL]}
+ITEM = {"role": "assistant", "content": [{"type": "output_text", "text": "Hi"}]}
+
+# Whose field it is: the class, and the way to an object of that class in a body.
+PLACES: dict[str, list[tuple[type[Nullable], str, list[Any]]]] = {
+    "message": [(ChatMessage, "/v1/chat/completions", ["messages", 0])],
+    "part": [
+        (TextPart, "/v1/chat/completions", ["messages", 0, "content", 0]),
+        (InputText, "/v1/responses", ["input", 0, "content", 0]),
+    ],
+    "call": [(ToolCall, "/v1/chat/completions", ["messages", 0, "tool_calls", 0])],
+    "function": [
+        (CalledFunction, "/v1/chat/completions", ["messages", 0, "tool_calls", 0, "function"])
+    ],
+    "tool": [(Tool, "", []), (FunctionDefinition, "", [])],  # this model has none
+    "item": [(InputMessage, "/v1/responses", ["input", 0])],
+}
+
+
+def left_out() -> dict[str, set[str]]:
+    """The table of earlier turns: field and places."""
+    (section,) = re.findall(r"\n## Earlier turns\n(.*?)\n## ", DOCUMENT.read_text(), re.DOTALL)
+    found = re.findall(r"^\| `(\w+)` \| ([a-z, ]+) \|", section, re.MULTILINE)
+    return {name: set(places.split(", ")) for name, places in found}
+
+
+def test_the_table_of_earlier_turns_has_every_field_that_is_left_out() -> None:
+    documented = left_out()
+    for place, objects in PLACES.items():
+        fields = {name for name, places in documented.items() if place in places}
+        for kind, _, _ in objects:
+            assert kind.left_out == fields, (place, kind)
+
+
+def earlier(path: str, way: list[Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """A body with `extra` in the object of an earlier turn at the end of `way`."""
+    name, turn = way[0], ANSWER if path == "/v1/chat/completions" else ITEM
+    body = copy.deepcopy(ENDPOINTS[path][2] | {name: [turn, {"role": "user", "content": "Hi"}]})
+    found: Any = body
+    for step in way:
+        found = found[step]
+    found |= extra
+    return body
+
+
+@pytest.mark.parametrize("name", left_out())
+async def test_what_is_left_out_of_earlier_turns_changes_nothing(
+    http: httpx.AsyncClient, name: str
+) -> None:
+    for place in left_out()[name]:
+        for _, path, way in PLACES[place]:
+            if not path:
+                continue
+            counts = set()
+            for extra in ({}, {name: "x"}, {name: [{"a": {"b": 1}}]}, {name: None}):
+                answer = await http.post(path, json=earlier(path, way, extra))
+                assert answer.status_code == 200, answer.text
+                usage = answer.json()["usage"]
+                counts.add(usage.get("prompt_tokens") or usage["input_tokens"])
+            assert len(counts) == 1
+
+
+def test_marks_on_tools_are_left_out() -> None:
+    function = {"name": "f", "cache_control": {"type": "ephemeral"}}
+    tool = {"type": "function", "function": function, "cache_control": {"type": "ephemeral"}}
+    assert Tool.model_validate(tool).model_dump()["function"]["name"] == "f"
+    assert "cache_control" not in str(Tool.model_validate(tool).model_dump())
+
+
+@pytest.mark.parametrize(
+    ("path", "way", "extra", "param"),
+    [
+        ("/v1/chat/completions", [], {"audio": {"id": "a"}}, "audio"),
+        ("/v1/chat/completions", [], {"function_call": {"name": "f"}}, "function_call"),
+        ("/v1/chat/completions", [], {"images": ["x"]}, "images"),
+        ("/v1/chat/completions", ["content", 0], {"type": "image_url"}, "content.0.type"),
+        ("/v1/chat/completions", ["content", 0], {"type": "input_audio"}, "content.0.type"),
+        ("/v1/chat/completions", ["tool_calls", 0], {"type": "custom"}, "tool_calls.0.type"),
+        ("/v1/responses", [], {"type": "web_search_call"}, "type"),
+        ("/v1/responses", [], {"colour": "red"}, "colour"),
+        ("/v1/responses", ["content", 0], {"type": "input_image"}, "content.0.type"),
+    ],
+)
+async def test_what_would_change_the_answer_is_refused_in_earlier_turns(
+    http: httpx.AsyncClient, path: str, way: list[Any], extra: dict[str, Any], param: str
+) -> None:
+    name = "messages" if path == "/v1/chat/completions" else "input"
+    answer = await http.post(path, json=earlier(path, [name, 0, *way], extra))
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == f"{name}.0.{param}"
+    if "type" not in extra:
+        nulls = dict.fromkeys(extra)
+        answer = await http.post(path, json=earlier(path, [name, 0, *way], nulls))
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("kind", REASONING_PARTS)
+async def test_reasoning_parts_are_left_out(http: httpx.AsyncClient, kind: str) -> None:
+    path, counts = "/v1/chat/completions", set()
+    for parts in ([], [{"type": kind, "thinking": "x", "signature": "y", "text": ["z"]}]):
+        turn = {"role": "assistant", "content": [*parts, {"type": "text", "text": "Hi"}]}
+        body = ENDPOINTS[path][2] | {"messages": [turn, {"role": "user", "content": "Hi"}]}
+        answer = await http.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        counts.add(answer.json()["usage"]["prompt_tokens"])
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "param", "counts"),
+    [
+        ("/v1/completions", {"prompt": "word " * 8300}, "prompt", ["8192", "8301"]),
+        ("/v1/completions", {"prompt": [5] * 9000}, "prompt", ["8192", "9000"]),
+        ("/v1/completions", {"prompt": "word " * 40_000}, "prompt", ["8192", "more than"]),
+        ("/v1/completions", {"max_tokens": 8192}, "max_tokens", ["8192", "8193", "8191"]),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "word " * 8300}]},
+            "messages",
+            ["8192"],
+        ),
+        (
+            "/v1/chat/completions",
+            {"max_tokens": 8192, "max_completion_tokens": None},
+            "max_tokens",
+            [],
+        ),
+        ("/v1/responses", {"input": "word " * 8300}, "input", ["8192"]),
+        ("/v1/responses", {"max_output_tokens": 9000}, "max_output_tokens", ["9000"]),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_a_context_overflow_is_told_as_openai_tells_it(
+    http: httpx.AsyncClient, path: str, change: dict[str, Any], param: str, counts: list[str]
+) -> None:
+    """litellm looks for the words, LangChain for the code."""
+    answer = await http.post(path, json=ENDPOINTS[path][2] | change)
+    assert answer.status_code == 400
+    error = error_of(answer)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", param)
+    assert (
+        "this model's maximum context length is 8192 tokens. however, " in error["message"].lower()
+    )
+    assert all(count in error["message"] for count in counts), error["message"]
 
 
 async def test_ours_are_taken_beside_them(http: httpx.AsyncClient) -> None:

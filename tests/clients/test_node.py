@@ -16,11 +16,11 @@ SCRIPTS = Path(__file__).parent / "node"
 pytestmark = pytest.mark.skipif(NODE is None, reason="node is not installed")
 
 
-def run(script: str, server: RunningServer) -> Any:
+def run(script: str, *servers: RunningServer) -> Any:
     """What the script prints. Where node is there, its packages must be: `make test` sees to it."""
     assert NODE
     assert (SCRIPTS / "node_modules").is_dir(), "run scripts/install-node-clients.sh"
-    command = [NODE, str(SCRIPTS / script), server.url]
+    command = [NODE, str(SCRIPTS / script), *(server.url for server in servers)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
@@ -34,6 +34,16 @@ def openai(server: RunningServer) -> Any:
 @pytest.fixture(scope="module")
 def vercel(server: RunningServer) -> Any:
     return run("vercel.mjs", server)
+
+
+@pytest.fixture(scope="module")
+def history(server: RunningServer, calling: RunningServer) -> Any:
+    return run("history.mjs", server, calling)
+
+
+@pytest.fixture(scope="module")
+def conversation(server: RunningServer) -> Any:
+    return run("vercel-responses.mjs", server)
 
 
 @pytest.mark.parametrize(("kind", "count"), [("chat", 1), ("threeChats", 3), ("completions", 2)])
@@ -112,3 +122,31 @@ def test_express_with_compression_hands_on_each_token(server: RunningServer) -> 
     assert kept["chunks"] >= 0.8 * kept["frames"]
     assert lost["encoding"] is not None
     assert lost["chunks"] <= 0.2 * kept["chunks"], "what would be without it"
+
+
+@pytest.mark.parametrize("kind", ["plain", "parsed", "called"])
+def test_openais_answers_go_back_as_they_are(history: Any, kind: str) -> None:
+    """However the SDK gave them: the conversation is the same."""
+    ways = history[kind].values()
+    assert len({way["prompt"] for way in ways}) == 1
+    assert any("parsed" in way["keys"] for way in ways)
+
+
+def test_openais_runner_of_tools_sends_its_history(history: Any) -> None:
+    assert {"assistant", "tool"} <= {*history["runTools"]["roles"]}
+    assert history["runTools"]["prompt"] > 0
+
+
+def test_vercels_responses_have_several_turns(conversation: Any) -> None:
+    """It names the answers that were stored, and sends the others: the conversation is the same."""
+    assert conversation["stored"] == conversation["unstored"]
+    assert [turn["text"] for turn in conversation["stored"]][1] == conversation["streamed"]
+    tokens = [turn["tokens"] for turn in conversation["stored"]]
+    assert tokens == sorted(set(tokens))
+    assert conversation["kinds"][2] == [
+        "user",
+        "item_reference",
+        "user",
+        "item_reference",
+        "user",
+    ]

@@ -1,5 +1,6 @@
 """Tools as openai-python has them: calls that are forced keep to their schemas."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,8 +10,9 @@ from openai.types.chat import ChatCompletionMessage, ChatCompletionMessageFuncti
 from pydantic import BaseModel, ConfigDict, Field
 
 from tests.clients.blocks import Fields, blocks_of
-from tests.clients.conftest import MODEL
-from tests.server import RunningServer
+from tests.clients.conftest import MODEL, sdk
+from tests.server import RunningServer, running
+from tests.tiny import HERMES, tiny_llama
 
 
 def tool(name: str, parameters: Fields) -> Fields:
@@ -180,3 +182,21 @@ async def test_a_model_without_tools_refuses_them(client: AsyncOpenAI, asked: Fi
                 **(asked | {"model": MODEL, "tool_choice": choice})
             )
         assert refused.value.param == "tools"
+
+
+# As Qwen3-Coder's: the tags are those of Hermes, what is between them is not.
+OTHER_WAY = HERMES.replace(
+    '{"name": "{{ call.function.name }}"', "<function={{ call.function.name }}>"
+)
+
+
+async def test_a_model_that_calls_in_another_way_refuses_tools(
+    tmp_path: Path, asked: Fields
+) -> None:
+    """Its calls would be told as text, and no tool would ever run."""
+    path = tiny_llama(tmp_path / "other", OTHER_WAY)
+    with running(tmp_path / "log", "--model", str(path), "--dtype", "float32") as server:
+        async with sdk(server) as client:
+            with pytest.raises(BadRequestError, match="tools") as refused:
+                await client.chat.completions.create(**(asked | {"model": path.name}))
+            assert refused.value.param == "tools"
