@@ -54,7 +54,8 @@ def _check_tools(services: Services, body: ChatBody) -> None:
     if body.tools and not services.admission.has_tools:
         raise out_of_range(
             "tools",
-            "this model's chat template has no tools, or not in a way that is read here; leave tools out",
+            "this model's chat template has no tools, or calls them in a way not read here; "
+            "leave tools out",
         )
 
 
