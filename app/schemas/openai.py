@@ -28,6 +28,7 @@ MAX_MESSAGES = 2048
 Length = Annotated[int, Range(1, 2**20, of="length")]
 N = Annotated[int, Range(1, MAX_CHOICES)]
 ID_SCHEMA: Object = {"type": "integer", "minimum": 0, OWN: "token_id"}
+Label = Annotated[str, Field(max_length=512)]  # a name or an id that is only kept, or taken
 ModelName = Annotated[str, WithJsonSchema({"type": "string", OWN: "name"})]
 
 
@@ -101,7 +102,7 @@ class OpenAIFields(Nullable, SamplingFields):
         1.0, description="0 is greedy; higher is more random."
     )
     stream: bool = Field(False, description="Stream as Server-Sent Events.")
-    user: str = Field("", description="Taken, and without any effect.")
+    user: Label = Field("", description="Taken, and without any effect.")
 
 
 # ---- response_format and tools: what the answer must look like

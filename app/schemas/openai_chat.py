@@ -10,6 +10,7 @@ from app.schemas.ask import Ask
 from app.schemas.fields import OWN, Object, Range, StringToo, either, refused
 from app.schemas.openai import (
     MAX_MESSAGES,
+    Label,
     Length,
     N,
     Nullable,
@@ -81,7 +82,7 @@ def _as_part(text: str) -> list[Object]:
 class CalledFunction(Nullable):
     left_out = openai_history.FUNCTION
 
-    name: str
+    name: Label
     arguments: str = ""
 
     def read(self) -> Any:
@@ -95,7 +96,7 @@ class CalledFunction(Nullable):
 class ToolCall(Nullable):
     left_out = openai_history.CALL
 
-    id: str
+    id: Label
     type: Literal["function"] = "function"
     function: CalledFunction
 
@@ -123,10 +124,10 @@ class ChatMessage(Nullable):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[list[Part], StringToo(_as_part)] = Field([])
-    name: str | None = None
+    name: Label | None = None
     refusal: str | None = None
     tool_calls: list[ToolCall] = Field([])
-    tool_call_id: str | None = None
+    tool_call_id: Label | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -229,8 +230,8 @@ class ChatBody(OpenAIFields):
     modalities: list[Literal["text"]] = Field(["text"])
     service_tier: Literal["auto", "default"] = "auto"
     store: OnlyFalse = Field(False, description="Only false: chats are not kept.")
-    safety_identifier: str = Field("", description="Taken, and without any effect.")
-    prompt_cache_key: str = Field("", description="Taken; the prefix cache needs no hint.")
+    safety_identifier: str = Field("", max_length=64, description="Taken, and without any effect.")
+    prompt_cache_key: Label = Field("", description="Taken; the prefix cache needs no hint.")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -10,6 +10,7 @@ from app.schemas.ask import Ask
 from app.schemas.fields import Object, Range, StringToo, either, refused
 from app.schemas.openai import (
     MAX_MESSAGES,
+    Label,
     Length,
     Nullable,
     OnlyFalse,
@@ -78,8 +79,8 @@ class FunctionCallItem(Nullable):
     left_out = openai_history.ITEM
 
     type: Literal["function_call"]
-    call_id: str
-    name: str
+    call_id: Label
+    name: Label
     arguments: str = ""
 
     def call(self) -> Object:
@@ -93,7 +94,7 @@ class FunctionOutputItem(Nullable):
     left_out = openai_history.ITEM | {"name"}
 
     type: Literal["function_call_output"]
-    call_id: str
+    call_id: Label
     output: Texts
 
     def turn(self) -> Object:
@@ -112,7 +113,7 @@ class ItemReference(Nullable):
     """The message of an earlier response, by its id, instead of its text."""
 
     type: Literal["item_reference"] = "item_reference"
-    id: str
+    id: Label
 
 
 def _joined(texts: list[Text]) -> str:
@@ -168,6 +169,9 @@ class ResponseStreamOptions(Nullable):
     include_obfuscation: OnlyFalse = False
 
 
+_Key = Annotated[str, Field(max_length=64)]
+
+
 class ResponseBody(OpenAIFields):
     """POST /v1/responses."""
 
@@ -187,9 +191,9 @@ class ResponseBody(OpenAIFields):
     )
     background: bool = Field(False, description="Answer at once; the response goes on by itself.")
     store: bool = Field(True, description="Whether it can be retrieved, while its tape is kept.")
-    previous_response_id: str | None = Field(None, description="Go on with that conversation.")
-    metadata: Annotated[dict[str, str], Field(max_length=16)] = Field(
-        {}, description="Kept with the response."
+    previous_response_id: Label | None = Field(None, description="Go on with that conversation.")
+    metadata: Annotated[dict[_Key, Label], Field(max_length=16)] = Field(
+        {}, description="Kept with the response: keys of up to 64 characters, values of up to 512."
     )
     text: ResponseText = Field(ResponseText(), description="Text, or JSON by a schema.")
     include: list[Includable] = Field(
@@ -202,8 +206,8 @@ class ResponseBody(OpenAIFields):
     parallel_tool_calls: bool = Field(True, description="Without tools it has no effect.")
     truncation: Literal["disabled"] = "disabled"
     service_tier: Literal["auto", "default"] = "auto"
-    safety_identifier: str = Field("", description="Taken, and without any effect.")
-    prompt_cache_key: str = Field("", description="Taken; the prefix cache needs no hint.")
+    safety_identifier: str = Field("", max_length=64, description="Taken, and without any effect.")
+    prompt_cache_key: Label = Field("", description="Taken; the prefix cache needs no hint.")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
