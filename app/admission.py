@@ -71,12 +71,12 @@ class Admission:
         leaves meanwhile raises CallerLeftError.
         """
         count = len(ask.prompts) * ask.n
-        self._check_load(count)
+        self._check_load(caller.client, count)
         check_token_ids(ask.fields, self.config.vocab_size)
         prompts = await self._token_ids(ask.prompts, ask.prompt_name, caller)
         grammar = await self._grammar(ask, caller)
         max_tokens = room(ask, max(map(len, prompts)), self.context)
-        self._check_load(count)
+        self._check_load(caller.client, count)
         return Admitted(prompts, sampling_params(ask, max_tokens, grammar))
 
     async def _grammar(self, ask: Ask, caller: Caller) -> str | None:
@@ -181,11 +181,10 @@ class Admission:
         if why := self.registry.store.why_unavailable:
             raise unreachable(why)
 
-    def _check_load(self, count: int) -> None:
-        """Whether so many more sequences have a place. Alone, any number of them has."""
+    def _check_load(self, client: str, count: int) -> None:
+        """Whether so many more sequences of this client have a place. Raises APIError."""
         self.check_ready()
-        active = self.registry.num_active
-        if active and active + count > self.capacity:
+        if not self.registry.seats.has_place(client, count, self.capacity):
             seconds = self.registry.turnover.seconds_to_a_place()
             raise try_later(
                 429,
@@ -193,6 +192,7 @@ class Admission:
                 code="queue_full",
                 seconds=seconds,
             )
+        self.registry.check_memory(client)
 
 
 def _are_short(texts: Sequence[str | Conversation]) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from app.dialects.blocks import block
 from app.engine_link import EngineLink
 from app.metrics import Metrics
 from app.schemas.dash import DashPercentiles, DashRow, DashSample
@@ -279,4 +280,4 @@ class Dash(Observer):
 
 
 def _event(name: str, data: object) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(data))
+    return block(orjson.dumps(data), event=name)

@@ -29,6 +29,7 @@ from app.connections import Connections, Use
 from app.errors import APIError, body_too_large, try_later
 from app.requests import new_request_id
 from app.settings import Settings
+from app.sse import UNSENT
 
 logger = logging.getLogger("tickertape.requests")
 
@@ -223,6 +224,8 @@ class LimitedHttp(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
+        extensions = cycle.scope.setdefault("extensions", {})
+        extensions[UNSENT] = {"bytes": self.transport.get_write_buffer_size}
         if cycle.scope["http_version"] == "1.0":
             app = _unchunked(cycle, app)
         super()._start_asgi_task(cycle, app)

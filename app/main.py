@@ -14,6 +14,7 @@ from app.cors import Cors
 from app.dash import Dash
 from app.engine_link import EngineLink, configuration
 from app.fair_share import Shares
+from app.frame_cache import FrameCache
 from app.hosts import HostCheck, own_names
 from app.limits import Limits, parse_rates
 from app.logs import TapeLog
@@ -44,6 +45,7 @@ from app.tapes.registry import Registry
 from app.tapes.shelf import Shelf
 from app.tapes.store import TapeStore
 from app.tracing import TraceContext, Tracing
+from app.turns import Turns
 from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
 
@@ -79,7 +81,14 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
         observers: list[Observer] = [metrics, dashboard, TapeLog()]
         if tracing:
             observers.append(tracing)
-        registry = Registry(recovery, store, settings.max_tape_memory, observers)
+        registry = Registry(
+            recovery,
+            store,
+            settings.max_tape_memory,
+            observers,
+            max_paused=settings.max_paused,
+            max_readers=settings.max_readers,
+        )
         await store.start(registry)
         metrics.watch(link, recovery, registry)
         dashboard.look_at(registry)
@@ -109,6 +118,8 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
             bodies=Shares(max(_BODIES, 4 * settings.max_body_size)),
             metrics=metrics,
             dash=dashboard,
+            turns=Turns(),
+            frame_cache=FrameCache(),
             tracing=tracing,
             started=now,
         )

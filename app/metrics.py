@@ -29,7 +29,7 @@ from app.engine_link import EngineLink
 from app.tapes.observer import Observer
 from app.tapes.recovery import Recovery
 from app.tapes.registry import Registry
-from app.tapes.tape import Batch, Choice, Entry, Tape
+from app.tapes.tape import Choice, End, Entry, Tape
 from model.messages import FinishReason
 
 PREFIX = "tickertape:"
@@ -150,7 +150,7 @@ class Metrics(Observer, Collector):
         """A reader goes on after an entry that it has."""
         self._resumes += 1
 
-    def handed_over(self, last: int, batch: Batch, known: int) -> None:
+    def handed_over(self, last: int, batch: Sequence[Entry | End], known: int) -> None:
         """A batch up to entry `last` went to the socket; the first `known` entries of its tape were
         there before its reader."""
         first = last - len(batch)  # the number of the entry before it
@@ -161,8 +161,8 @@ class Metrics(Observer, Collector):
             if isinstance(oldest, Entry):
                 self._emit.observe(time.monotonic() - oldest.at)
         if len(batch) > 1:
-            several = [run for _, run in runs(last, batch) if isinstance(run, list) and run[1:]]
-            self._coalesced_frames += len(several)
+            entries = [entry for entry in batch if isinstance(entry, Entry)]
+            self._coalesced_frames += sum(bool(run[1:]) for _, run in runs(last, entries))
 
     def cut(self) -> None:
         """A reader took nothing, and its connection was closed."""
@@ -239,9 +239,14 @@ class Metrics(Observer, Collector):
         )
         yield self._labelled(
             "expired_tapes",
-            "Paused tapes whose grace has passed, and ended ones that are kept no longer.",
+            "Paused tapes whose grace has passed or whose room was needed, and ended ones that are "
+            "kept no longer.",
             "reason",
-            {"grace": registry.num_abandoned, "dropped": registry.store.shelf.num_expired},
+            {
+                "grace": registry.num_abandoned,
+                "displaced": registry.num_displaced,
+                "dropped": registry.store.shelf.num_expired,
+            },
         )
         yield self._counter(
             "recoveries",

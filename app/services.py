@@ -12,12 +12,14 @@ from app.caller import Caller
 from app.dash import Dash
 from app.engine_link import EngineLink
 from app.fair_share import Shares
+from app.frame_cache import FrameCache
 from app.limits import Limits
 from app.metrics import Metrics
 from app.security import ApiKeys
 from app.settings import Settings
 from app.tapes.registry import Registry
 from app.tracing import Tracing
+from app.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Services:
     bodies: Shares  # bytes of request bodies that are read or worked on
     metrics: Metrics
     dash: Dash
+    turns: Turns
+    frame_cache: FrameCache
     tracing: Tracing | None
     started: int  # seconds since 1970
 

@@ -169,6 +169,18 @@ class Settings(EngineSettings):
         le=1_000_000,
         description="Requests that may wait for a seat; more are refused with 429.",
     )
+    max_paused: int = Field(
+        256,
+        ge=0,
+        description="Sequences that may wait for a reader to come back; beyond it, the oldest of "
+        "the client with most of them is cancelled.",
+    )
+    max_readers: int = Field(
+        1024,
+        ge=1,
+        description="Readers that one client's tapes may have at once; the first 4 of each tape "
+        "are always let in.",
+    )
     queue_timeout: float = Field(
         300.0,
         ge=0.1,
@@ -182,7 +194,10 @@ class Settings(EngineSettings):
         300.0, ge=0, le=30 * _DAY, description="Seconds that a finished tape is kept."
     )
     tape_memory: Bytes = Field(  # type: ignore[assignment]
-        "256MiB", ge=0, description="Memory for finished tapes; the oldest go first."
+        "256MiB",
+        ge=0,
+        description="Memory for all tapes. Beyond it finished ones go, then paused ones of clients "
+        "that have most, and then these clients' new work is refused with 429.",
     )
     max_tape_memory: Bytes = Field(  # type: ignore[assignment]
         "64MiB", ge=2**14, description="Memory for one tape; beyond it, its oldest entries go."

@@ -13,36 +13,58 @@ Three things are done here on purpose:
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 from sse_starlette import EventSourceResponse
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from app.frame_cache import Frame, FrameCache, Place
 from app.metrics import Metrics
 from app.normal_requests import asks_for_head
 from app.tapes.position import Position
 from app.tapes.registry import Registry
-from app.tapes.tape import End, Entry, Gap, Progress, Tape
+from app.tapes.tape import End, Entry, Gap, Progress, Tape, pages
+from app.turns import Turns, paced
 
 logger = logging.getLogger("tickertape.sse")
+
+# Nothing on the way may keep a stream, nor merge its frames or compress them (RFC 9111, 5.2.2).
+_CACHE_CONTROL: Final = {"Cache-Control": "no-store, no-transform"}
+
+# An extension of ASGI: its "bytes" is a function that says how many of an answer wait to be sent.
+UNSENT: Final = "tickertape.unsent"
+
+_LOOKS: Final = 4  # at a send that waits, in the time in which it has to move
 
 
 class Dialect(Protocol):
     """One wire format: from what a tape holds to frames. No sockets, no clocks.
 
-    One whose frames depend on earlier entries is made anew for each reader.
+    One whose frames depend on earlier entries is made anew for each reader. All readers of a tape
+    with the same `kind` get the same frames for the same entries, and `state` is what frames depend
+    on beside their own.
     """
 
+    @property
+    def kind(self) -> Hashable: ...
+
+    state: Any
+
     def resume(self, entries: Sequence[Entry]) -> None:
-        """What this reader has already: the frames go on after it."""
+        """What this reader has already, a page at a time: the frames go on after it."""
 
     def opening(self, position: Position) -> bytes: ...
 
-    def frames(self, tape_id: str, last: int, batch: Sequence[Entry | End]) -> bytes: ...
+    def frames(self, tape_id: str, last: int, entries: Sequence[Entry]) -> bytes:
+        """Of a page at most."""
+
+    def ending(self, tape_id: str, last: int, end: End) -> Iterator[bytes]:
+        """The terminal entry, in pieces as app/dialects/pieces.py makes them."""
 
     def gap(self, gap: Gap) -> bytes: ...
 
@@ -53,12 +75,18 @@ class Dialect(Protocol):
 
 
 class SendWatch:
-    """Raises TimeoutError out of its block when a send in it takes longer than `limit` seconds."""
+    """Raises TimeoutError out of its block when a reader takes nothing for `limit` seconds.
 
-    def __init__(self, limit: float) -> None:
+    `unsent` says how many bytes wait for the reader's socket. Where it is not known, each send has
+    the `limit` for itself.
+    """
+
+    def __init__(self, limit: float, unsent: Callable[[], int] | None = None) -> None:
         self._limit = limit
+        self._unsent = unsent or (lambda: 0)
+        self._left = 0  # bytes that waited when it was last looked at
         self._loop = asyncio.get_running_loop()
-        self._since: float | None = None  # when the send that is under way began
+        self._since: float | None = None  # when the send under way began, or was last seen to move
         self._cut = asyncio.timeout(None)
 
     async def __aenter__(self) -> Self:
@@ -87,13 +115,16 @@ class SendWatch:
             self._since = None
 
     def _look(self) -> None:
-        """Cut off, or look again when the send under way, or one that begins now, is overdue."""
-        now = self._loop.time()
-        due = (now if self._since is None else self._since) + self._limit
-        if due <= now:
+        """Cut off when the send under way has not moved for too long; else look again soon."""
+        now, left = self._loop.time(), self._unsent()
+        if self._since is not None and left < self._left:
+            self._since = now
+        self._left = left
+        if self._since is not None and self._since + self._limit <= now:
             self._cut.reschedule(now)
-        else:
-            self._timer = self._loop.call_at(due, self._look)
+            return
+        due = (now if self._since is None else self._since) + self._limit
+        self._timer = self._loop.call_at(min(due, now + self._limit / _LOOKS), self._look)
 
 
 class Stream(EventSourceResponse):
@@ -111,10 +142,10 @@ class Stream(EventSourceResponse):
         ping: float = 0,
         ping_message: Callable[[], bytes] | None = None,
     ) -> None:
-        self._watch = SendWatch(send_timeout)
+        self._send_timeout = send_timeout
         super().__init__(
             frames,
-            headers={"Cache-Control": "no-store, no-transform", **(headers or {})},
+            headers=_CACHE_CONTROL | dict(headers or {}),
             sep="\n",
             ping=ping,
             ping_message_factory=ping_message,  # type: ignore[arg-type]
@@ -124,9 +155,10 @@ class Stream(EventSourceResponse):
         if asks_for_head(scope):
             await Response(None, self.status_code, self.headers)(scope, receive, send)
             return
+        unsent = scope.get("extensions", {}).get(UNSENT, {}).get("bytes")
         try:
-            async with self._watch:
-                await super().__call__(scope, receive, partial(self._watch.send, send))
+            async with SendWatch(self._send_timeout, unsent) as watch:
+                await super().__call__(scope, receive, partial(watch.send, send))
         except TimeoutError:
             self._was_cut()
 
@@ -148,6 +180,8 @@ class TapeResponse(Stream):
         after: int | None,
         *,
         metrics: Metrics,
+        turns: Turns,
+        cache: FrameCache,
         dialect: Dialect,
         ping_interval: float,
         send_timeout: float,
@@ -157,7 +191,7 @@ class TapeResponse(Stream):
         self._resumes = after is not None
         self._metrics = metrics
         super().__init__(
-            _stream(tape, after or 0, dialect, metrics, known=tape.last),
+            _stream(_Reading(tape, dialect, cache), after or 0, metrics, turns, known=tape.last),
             send_timeout=send_timeout,
             headers={"X-Tape": tape.id, "Content-Location": f"/v1/tapes/{tape.id}"},
             ping=ping_interval,
@@ -182,18 +216,51 @@ class TapeResponse(Stream):
         self._metrics.cut()
 
 
+@dataclass(slots=True)
+class _Reading:
+    """What one reader of a tape gets. `is_whole` where nothing is missing before what comes."""
+
+    tape: Tape
+    dialect: Dialect
+    cache: FrameCache
+    is_whole: bool = True
+
+    def frames(self, last: int, entries: Sequence[Entry]) -> bytes:
+        """Made once for all readers who stand at the same place, where there are several."""
+        tape, dialect = self.tape, self.dialect
+        if tape.readers < 2 or not (self.is_whole or dialect.state is None):
+            return dialect.frames(tape.id, last, entries)
+        place = Place(tape.id, dialect.kind, last - len(entries), last)
+        if frame := self.cache.get(place):
+            dialect.state = frame.state
+            return frame.data
+        data = dialect.frames(tape.id, last, entries)
+        self.cache.add(place, Frame(data, dialect.state))
+        return data
+
+
 async def _stream(
-    tape: Tape, after: int, dialect: Dialect, metrics: Metrics, known: int
+    reading: _Reading, after: int, metrics: Metrics, turns: Turns, known: int
 ) -> AsyncIterator[bytes]:
-    dialect.resume(tape.entries[: max(after - tape.num_dropped, 0)])
+    tape, dialect = reading.tape, reading.dialect
+    turn = partial(turns.take, tape.client)
+    reading.is_whole = not (after and tape.num_dropped)
+    for page in pages(tape.entries[: max(after - tape.num_dropped, 0)]):
+        await turn()
+        dialect.resume(page)
     yield dialect.opening(Position(tape.id, after))
-    async for item in tape.read(after):
+    async for item in tape.read(after, turn):
         if isinstance(item, list):
             after += len(item)
-            yield dialect.frames(tape.id, after, item)
+            yield reading.frames(after, item)
             metrics.handed_over(after, item, known)
+        elif isinstance(item, End):
+            after += 1
+            async for piece in paced(dialect.ending(tape.id, after, item), turn):
+                yield piece
+            metrics.handed_over(after, [item], known)
         elif isinstance(item, Gap):
-            after = item.last
+            after, reading.is_whole = item.last, False
             yield dialect.gap(item)
         else:
             yield dialect.status(item)

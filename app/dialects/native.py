@@ -1,11 +1,13 @@
 """Tape entries -> native SSE frames. Pure functions: no sockets, no clocks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 import orjson
 
+from app.dialects.blocks import block, one_line
+from app.dialects.pieces import LATER, entries_of, items, text_of, written
 from app.dialects.runs import runs
 from app.tapes.position import Position
 from app.tapes.tape import End, Entry, Gap, Progress, Tape
@@ -13,9 +15,13 @@ from model.messages import Logprob, Prefilling, Queued
 
 RETRY_MS = 1000
 
+# Frames say all themselves: what came before makes no difference, and all readers get the same.
+kind = "native"
+state: Any = None
+
 
 def resume(entries: Sequence[Entry]) -> None:
-    """Frames say all themselves: what came before makes no difference."""
+    """Nothing to be done."""
 
 
 def opening(position: Position) -> bytes:
@@ -25,7 +31,7 @@ def opening(position: Position) -> bytes:
 
 def status(progress: Progress) -> bytes:
     """What goes on before the next entry. It has no id, so it never moves the cursor."""
-    return b"event: status\ndata: %b\n\n" % orjson.dumps(status_data(progress))
+    return block(orjson.dumps(status_data(progress)), event="status")
 
 
 def status_data(progress: Progress) -> dict[str, Any]:
@@ -40,7 +46,7 @@ def status_data(progress: Progress) -> dict[str, Any]:
 
 def gap(gap: Gap) -> bytes:
     """What is missing. It carries no entry, so it has no id."""
-    return b"event: gap\ndata: %b\n\n" % orjson.dumps({"from": gap.first, "to": gap.last})
+    return block(orjson.dumps({"from": gap.first, "to": gap.last}), event="gap")
 
 
 def heartbeat(tape: Tape) -> bytes:
@@ -54,21 +60,23 @@ def state_of(tape: Tape) -> str:
     return f"ping state={tape.status}{said}"
 
 
-def frames(tape_id: str, last: int, batch: Sequence[Entry | End]) -> bytes:
-    """The frames for a batch whose last entry has the number `last`.
+def frames(tape_id: str, last: int, entries: Sequence[Entry]) -> bytes:
+    """The frames for entries of which the last has the number `last`.
 
     All tokens of a choice share one frame: a reader that keeps up gets one token a frame, one that
     fell behind gets what it missed at once. The id is that of the last entry that a frame carries.
     """
-    first = batch[0]
-    if len(batch) == 1 and isinstance(first, Entry) and not first.logprob:
-        return _token_frame(tape_id, last, first)
+    if len(entries) == 1 and not entries[0].logprob:
+        return _token_frame(tape_id, last, entries[0])
     return b"".join(
-        _frame("done", f"{tape_id}:{number}", done_data(run))
-        if isinstance(run, End)
-        else _frame("token", f"{tape_id}:{number}", token_data(run))
-        for number, run in runs(last, batch)
+        _frame("token", f"{tape_id}:{number}", token_data(run))
+        for number, run in runs(last, entries)
     )
+
+
+def ending(tape_id: str, last: int, end: End) -> Iterator[bytes]:
+    """The terminal frame, of the entry with the number `last`."""
+    yield _frame("done", f"{tape_id}:{last}", done_data(end))
 
 
 def _token_frame(tape_id: str, number: int, entry: Entry) -> bytes:
@@ -76,7 +84,7 @@ def _token_frame(tape_id: str, number: int, entry: Entry) -> bytes:
     return b'id: %b:%d\nevent: token\ndata: {"text":%b,"token_ids":[%d],"index":%d}\n\n' % (
         tape_id.encode(),
         number,
-        orjson.dumps(entry.text),
+        one_line(orjson.dumps(entry.text)),
         entry.token_id,
         entry.index,
     )
@@ -118,10 +126,38 @@ def done_data(end: End) -> dict[str, Any]:
     return data
 
 
+def answer(tape: Tape, end: End) -> Iterator[bytes]:
+    """The whole answer, in pieces."""
+    (entries,) = yield from entries_of(tape)
+    has_logprobs = any(entry.logprob for entry in entries)
+    data: dict[str, Any] = {
+        "generated_text": text_of(entries),
+        "finish_reason": end.finish_reason,
+        "usage": end.usage,
+        "timings": end.timings,
+        "tape": tape.id,
+    }
+    later = {"logprobs": LATER} if has_logprobs else {}
+    yield from written(data | later, [items(entries, logprobs_data)] if later else [])
+
+
+def snapshot(tape: Tape) -> Iterator[bytes]:
+    """The tape as it is now, in pieces."""
+    data: dict[str, Any] = {
+        "tape": tape.id,
+        "status": tape.status,
+        "generated_text": "",
+        "last_entry": tape.last,
+        "finish_reason": tape.end.finish_reason if tape.end else None,
+        "usage": tape.usage,
+        "timings": tape.timings,
+    }
+    if tape.num_dropped:
+        data["gap"] = {"from": 1, "to": tape.num_dropped}
+    first, *_ = yield from entries_of(tape)
+    data["generated_text"] = text_of(first)
+    yield from written(data)
+
+
 def _frame(event: str, frame_id: str, data: dict[str, Any]) -> bytes:
-    # orjson escapes every control character, so the data is always one line.
-    return b"id: %b\nevent: %b\ndata: %b\n\n" % (
-        frame_id.encode(),
-        event.encode(),
-        orjson.dumps(data),
-    )
+    return block(orjson.dumps(data), event=event, event_id=frame_id)

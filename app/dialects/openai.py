@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 
 from app.dialects import native
+from app.dialects.blocks import block, one_line
 from app.errors import error_type
 from app.tapes.position import Position
 from app.tapes.tape import End, Gap, Progress, Tape
@@ -36,16 +37,11 @@ WORDS: Final[Mapping[FinishReason, str]] = {
 }
 
 
-def block(event_id: object, data: bytes, event: str | None = None) -> bytes:
-    """One SSE block; `data` is one line."""
-    name = b"event: %b\n" % event.encode() if event else b""
-    return b"id: %b\n%bdata: %b\n\n" % (str(event_id).encode(), name, data)
-
-
 def blocks(chunks: Sequence[bytes], before: Position, after: Position) -> bytes:
     """Who has only the first of them has not read the entries yet: their id comes with the last."""
     last = len(chunks) - 1
-    return b"".join(block(before if n < last else after, chunk) for n, chunk in enumerate(chunks))
+    places = [before] * last + [after]
+    return b"".join(block(c, event_id=at) for c, at in zip(chunks, places, strict=True))
 
 
 RETRY: Final = b"retry: %d\n" % native.RETRY_MS
@@ -66,10 +62,11 @@ class Stream:
         """These formats have no word for a gap, and to go on without one would hide it."""
         message = f"entries {gap.first} to {gap.last} are kept no longer; ask again"
         error = orjson.dumps(error_data(410, message, "gap"))
-        return block(Position(self.tape.id, gap.last), error)
+        return block(error, event_id=Position(self.tape.id, gap.last))
 
     def status(self, progress: Progress) -> bytes:
-        return _comment(f"status {orjson.dumps(native.status_data(progress)).decode()}")
+        data = one_line(orjson.dumps(native.status_data(progress)))
+        return _comment(f"status {data.decode()}")
 
     def heartbeat(self, tape: Tape) -> bytes:
         return _comment(native.state_of(tape))

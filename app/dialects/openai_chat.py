@@ -1,17 +1,19 @@
 """Tape entries -> `chat.completion.chunk`s, and a whole tape -> a `chat.completion`."""
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import orjson
 
 from app.dialects import openai
-from app.dialects.openai import Chunks, Object, Stream, TokenBytes, block
+from app.dialects.blocks import block
+from app.dialects.openai import Chunks, Object, Stream, TokenBytes
+from app.dialects.pieces import LATER, entries_of, items, text_of, written
 from app.dialects.runs import runs
 from app.dialects.tool_calls import Arguments, Called, Piece, Said, ToolCallParser
 from app.tapes.position import Position
-from app.tapes.tape import End, Entry, Tape
+from app.tapes.tape import End, Entry, Tape, pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,9 @@ class ChatForm:
     token_bytes: TokenBytes
     tools: bool = False
     include_usage: bool = False
+
+    def logprobs(self, entries: Sequence[Entry]) -> list[Object]:
+        return openai.logprobs_of([entry.logprob for entry in entries], self.token_bytes)
 
     def head(self, tape: Tape, kind: str) -> Object:
         return {
@@ -45,6 +50,19 @@ class ChatStream(Stream):
         head = self.form.head(self.tape, "chat.completion.chunk")
         self._chunks = Chunks(head, include_usage=self.form.include_usage)
 
+    @property
+    def kind(self) -> Hashable:
+        return "chat", self.form.tools, self.form.include_usage
+
+    @property
+    def state(self) -> list[ToolCallParser] | None:
+        return copy.deepcopy(self._parsers) if self.form.tools else None
+
+    @state.setter
+    def state(self, parsers: list[ToolCallParser] | None) -> None:
+        if parsers:
+            self._parsers = copy.deepcopy(parsers)
+
     def resume(self, entries: Sequence[Entry]) -> None:
         if self.form.tools:
             for entry in entries:
@@ -55,40 +73,38 @@ class ChatStream(Stream):
             return openai.resumed(position)
         role = {"role": "assistant", "content": ""}
         chunks = [self._chunk(index, role) for index in range(len(self.tape.choices))]
-        return openai.RETRY + b"".join(block(position, chunk) for chunk in chunks)
+        return openai.RETRY + b"".join(block(chunk, event_id=position) for chunk in chunks)
 
-    def frames(self, tape_id: str, last: int, batch: Sequence[Entry | End]) -> bytes:
-        out = b""
-        for number, run in runs(last, batch):
-            at = partial(Position, tape_id)
-            if isinstance(run, End):
-                out += self._end(run, at(number - 1), at(number))
-            else:
-                out += self._run(run, at(number))
-        return out
+    def frames(self, tape_id: str, last: int, entries: Sequence[Entry]) -> bytes:
+        return b"".join(
+            self._run(run, Position(tape_id, number)) for number, run in runs(last, entries)
+        )
 
     def _run(self, run: list[Entry], at: Position) -> bytes:
         """One chunk for the entries, or none: in two, a reader could have the first alone."""
         index = run[0].index
-        logprobs = openai.logprobs_of([entry.logprob for entry in run], self.form.token_bytes)
-        delta = self._delta(index, "".join(entry.text for entry in run))
+        logprobs = self.form.logprobs(run)
+        delta = self._delta(index, text_of(run))
         if logprobs and not delta:
             delta = {"content": ""}
-        return block(at, self._chunk(index, delta, logprobs)) if delta else b""
+        return block(self._chunk(index, delta, logprobs), event_id=at) if delta else b""
 
     def _delta(self, index: int, text: str) -> Object:
         if not self.form.tools:
             return {"content": text} if text else {}
         return _delta(self._parsers[index].push(text), self.tape, index)
 
-    def _end(self, end: End, before: Position, after: Position) -> bytes:
+    def ending(self, tape_id: str, last: int, end: End) -> Iterator[bytes]:
+        yield openai.blocks(self._end(end), Position(tape_id, last - 1), Position(tape_id, last))
+
+    def _end(self, end: End) -> list[bytes]:
         """All choices' last chunks, then the usage where it was asked for."""
         if error := openai.failure(end):
-            return openai.blocks([orjson.dumps(error), openai.DONE], before, after)
+            return [orjson.dumps(error), openai.DONE]
         chunks = [self._last(index, end) for index in range(len(end.reasons))]
         if self.form.include_usage:
             chunks.append(self._chunks.usage(self.tape))
-        return openai.blocks([*chunks, openai.DONE], before, after)
+        return [*chunks, openai.DONE]
 
     def _last(self, index: int, end: End) -> bytes:
         """With what was held back, which might have become a call."""
@@ -138,24 +154,34 @@ def _call_id(tape: Tape, index: int, number: int) -> str:
     return f"call_{tape.id}_{index}_{number}"
 
 
-def completion(tape: Tape, end: End, form: ChatForm) -> Object:
-    """The whole answer."""
-    return form.head(tape, "chat.completion") | {
-        "choices": [_choice(tape, end, index, form) for index in range(len(end.reasons))],
+def completion(tape: Tape, end: End, form: ChatForm) -> Iterator[bytes]:
+    """The whole answer, in pieces."""
+    choices = yield from entries_of(tape)
+    shown = []
+    for index, entries in enumerate(choices):
+        shown.append((yield from _choice(tape, entries, end, index, form)))
+    answer = form.head(tape, "chat.completion") | {
+        "choices": shown,
         "usage": openai.usage_data(tape),
     }
+    logged = [entries for entries in choices if _has_logprobs(entries)]
+    yield from written(answer, (items(entries, form.logprobs) for entries in logged))
 
 
-def _choice(tape: Tape, end: End, index: int, form: ChatForm) -> Object:
-    message, called = _message(tape, index, form)
-    entries = [entry for entry in tape.entries if entry.index == index]
-    logprobs = openai.logprobs_of([entry.logprob for entry in entries], form.token_bytes)
+def _choice(
+    tape: Tape, entries: Sequence[Entry], end: End, index: int, form: ChatForm
+) -> Generator[bytes, None, Object]:
+    message, called = yield from _message(tape, entries, index, form)
     return {
         "index": index,
         "message": message,
-        "logprobs": {"content": logprobs, "refusal": None} if logprobs else None,
+        "logprobs": {"content": LATER, "refusal": None} if _has_logprobs(entries) else None,
         "finish_reason": _reason(end, index, called),
     }
+
+
+def _has_logprobs(entries: Sequence[Entry]) -> bool:
+    return any(entry.logprob for entry in entries)
 
 
 def _reason(end: End, index: int, called: bool) -> str:
@@ -163,14 +189,21 @@ def _reason(end: End, index: int, called: bool) -> str:
     return "tool_calls" if called and reason == "stop" else reason
 
 
-def _message(tape: Tape, index: int, form: ChatForm) -> tuple[Object, bool]:
+def _message(
+    tape: Tape, entries: Sequence[Entry], index: int, form: ChatForm
+) -> Generator[bytes, None, tuple[Object, bool]]:
     """The assistant's turn, and whether it calls a tool."""
-    text = tape.text_of(index)
+    text = text_of(entries)
     message: Object = {"role": "assistant", "content": text, "refusal": None}
     if not form.tools:
         return message, False
     parser = ToolCallParser()
-    said = _delta([*parser.push(text), *parser.finish()], tape, index)
+    pieces: list[Piece] = []
+    for number, page in enumerate(pages(entries)):
+        if number:
+            yield b""
+        pieces += parser.push(text_of(page))
+    said = _delta([*pieces, *parser.finish()], tape, index)
     if not parser.num_calls:
         return message, False
     calls = [{k: v for k, v in call.items() if k != "index"} for call in said["tool_calls"]]

@@ -1,12 +1,14 @@
 """Tape entries -> `text_completion` chunks, and a whole tape -> a `text_completion`."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import orjson
 
 from app.dialects import openai
-from app.dialects.openai import Chunks, Object, Stream, block
+from app.dialects.blocks import block
+from app.dialects.openai import Chunks, Object, Stream
+from app.dialects.pieces import LATER, entries_of, items, text_of, written
 from app.dialects.runs import runs
 from app.tapes.position import Position
 from app.tapes.tape import End, Entry, Tape
@@ -43,6 +45,18 @@ class CompletionStream(Stream):
         head = self.form.head(self.tape)
         self._chunks = Chunks(head, include_usage=self.form.include_usage)
 
+    @property
+    def kind(self) -> Hashable:
+        return "completion", self.form.include_usage
+
+    @property
+    def state(self) -> list[int]:
+        return [*self._lengths]
+
+    @state.setter
+    def state(self, lengths: list[int]) -> None:
+        self._lengths = [*lengths]
+
     def resume(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             self._lengths[entry.index] += len(entry.text)
@@ -53,17 +67,17 @@ class CompletionStream(Stream):
             return openai.resumed(position)
         echo = self.form.echo or [""]
         chunks = [self._chunk(index, text) for index, text in enumerate(echo)]
-        return openai.RETRY + b"".join(block(position, chunk) for chunk in chunks)
+        return openai.RETRY + b"".join(block(chunk, event_id=position) for chunk in chunks)
 
-    def frames(self, tape_id: str, last: int, batch: Sequence[Entry | End]) -> bytes:
+    def frames(self, tape_id: str, last: int, entries: Sequence[Entry]) -> bytes:
         out = b""
-        for number, run in runs(last, batch):
-            at = Position(tape_id, number)
-            if isinstance(run, End):
-                out += openai.blocks(self._end(run), Position(tape_id, number - 1), at)
-            elif chunk := self._run(run):
-                out += block(at, chunk)
+        for number, run in runs(last, entries):
+            if chunk := self._run(run):
+                out += block(chunk, event_id=Position(tape_id, number))
         return out
+
+    def ending(self, tape_id: str, last: int, end: End) -> Iterator[bytes]:
+        yield openai.blocks(self._end(end), Position(tape_id, last - 1), Position(tape_id, last))
 
     def _run(self, run: list[Entry]) -> bytes | None:
         index = run[0].index
@@ -88,40 +102,62 @@ class CompletionStream(Stream):
         return self._chunks.chunk(choice)
 
 
-def completion(tape: Tape, end: End, form: CompletionForm) -> Object:
-    """The whole answer."""
-    return form.head(tape) | {
-        "choices": [_choice(tape, end, index, form) for index in range(len(end.reasons))],
+def completion(tape: Tape, end: End, form: CompletionForm) -> Iterator[bytes]:
+    """The whole answer, in pieces."""
+    choices = yield from entries_of(tape)
+    answer = form.head(tape) | {
+        "choices": [_choice(entries, end, n, form) for n, entries in enumerate(choices)],
         "usage": openai.usage_data(tape),
     }
+    yield from written(answer, _columns(choices))
 
 
-def _choice(tape: Tape, end: End, index: int, form: CompletionForm) -> Object:
+def _choice(entries: Sequence[Entry], end: End, index: int, form: CompletionForm) -> Object:
     echo = form.echo[index] if form.echo else ""
-    entries = [entry for entry in tape.entries if entry.index == index]
+    later = dict.fromkeys(("tokens", "token_logprobs", "top_logprobs", "text_offset"), LATER)
     return {
         "index": index,
-        "text": echo + tape.text_of(index),
-        "logprobs": logprobs_data(entries, 0),
+        "text": echo + text_of(entries),
+        "logprobs": later if _has_logprobs(entries) else None,
         "finish_reason": end.reasons[index],
     }
 
 
+def _columns(choices: Sequence[Sequence[Entry]]) -> Iterator[Iterator[bytes]]:
+    """The four lists of each choice that has logprobs."""
+    for entries in choices:
+        if _has_logprobs(entries):
+            for show in (_tokens, _token_logprobs, _top_logprobs):
+                yield items(entries, show)
+            yield items(entries, _Offsets())
+
+
+def _has_logprobs(entries: Sequence[Entry]) -> bool:
+    return any(entry.logprob for entry in entries)
+
+
 def logprobs_data(entries: Sequence[Entry], offset: int) -> Object | None:
     """Four lists of one length; `offset` is where the first entry begins in the choice's text."""
-    logged: list[tuple[int, Logprob]] = []
-    for entry in entries:
-        if entry.logprob:
-            logged.append((offset, entry.logprob))
-        offset += len(entry.text)
-    if not logged:
+    if not _has_logprobs(entries):
         return None
     return {
-        "tokens": [logprob.token for _, logprob in logged],
-        "token_logprobs": [logprob.logprob for _, logprob in logged],
-        "top_logprobs": [_by_text(logprob) for _, logprob in logged],
-        "text_offset": [offset for offset, _ in logged],
+        "tokens": _tokens(entries),
+        "token_logprobs": _token_logprobs(entries),
+        "top_logprobs": _top_logprobs(entries),
+        "text_offset": _Offsets(offset)(entries),
     }
+
+
+def _tokens(entries: Sequence[Entry]) -> list[str]:
+    return [entry.logprob.token for entry in entries if entry.logprob]
+
+
+def _token_logprobs(entries: Sequence[Entry]) -> list[float]:
+    return [entry.logprob.logprob for entry in entries if entry.logprob]
+
+
+def _top_logprobs(entries: Sequence[Entry]) -> list[dict[str, float]]:
+    return [_by_text(entry.logprob) for entry in entries if entry.logprob]
 
 
 def _by_text(logprob: Logprob) -> dict[str, float]:
@@ -135,3 +171,18 @@ def _by_text(logprob: Logprob) -> dict[str, float]:
     for text, value in sorted(pairs, key=lambda pair: -pair[1]):
         best.setdefault(text, value)
     return best
+
+
+@dataclass(slots=True)
+class _Offsets:
+    """Where each entry with logprobs begins in the text of its choice, page after page."""
+
+    offset: int = 0
+
+    def __call__(self, entries: Sequence[Entry]) -> list[int]:
+        offsets = []
+        for entry in entries:
+            if entry.logprob:
+                offsets.append(self.offset)
+            self.offset += len(entry.text)
+        return offsets

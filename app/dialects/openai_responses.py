@@ -4,15 +4,16 @@ Every event has a `sequence_number`, which depends on the tape alone: a reader t
 one it has goes on with the next, whatever was lost.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
 from app.dialects import openai
-from app.dialects.openai import Object, Stream, TokenBytes, block
-from app.dialects.runs import runs
+from app.dialects.blocks import END, block, head
+from app.dialects.openai import Object, Stream, TokenBytes
+from app.dialects.pieces import LATER, entries_of, items, text_of, written
 from app.tapes.position import Position
 from app.tapes.tape import End, Entry, Tape
 
@@ -31,6 +32,9 @@ class ResponseForm:
     request: Object  # the fields that are told as they were asked for
     stored: bool = True
 
+    def logprobs(self, entries: Sequence[Entry]) -> list[Object]:
+        return openai.logprobs_of([entry.logprob for entry in entries], self.token_bytes)
+
 
 @dataclass(slots=True)
 class ResponseStream(Stream):
@@ -40,23 +44,35 @@ class ResponseStream(Stream):
     starting_after: int = -1
     _number: int = 0  # of the next event
 
+    @property
+    def kind(self) -> Hashable:
+        has_left_out = self._number <= self.starting_after  # until there, others get more
+        return "response", self.starting_after if has_left_out else -1
+
+    @property
+    def state(self) -> int:
+        return self._number
+
+    @state.setter
+    def state(self, number: int) -> None:
+        self._number = number
+
     def resume(self, entries: Sequence[Entry]) -> None:
-        if entries:
+        if entries and not self._number:
             self._begin()
-            for entry in entries:
-                self._delta(entry)
+        self._number += sum(_is_told(entry) for entry in entries)
 
     def opening(self, position: Position) -> bytes:
         """Four events that say nothing yet, each with the position at the tape's beginning."""
         if position.entry:
             return openai.resumed(position)
         return openai.RETRY + b"".join(
-            block(position, data, event) for event, data in self._begin()
+            block(data, event=event, event_id=position) for event, data in self._begin()
         )
 
     def _begin(self) -> list[tuple[str, bytes]]:
-        item = _item(self.tape, "", [], "in_progress") | {"content": []}
-        begun = response(self.tape, self.form, as_begun=True)
+        item = _item(self.tape, "", "in_progress") | {"content": []}
+        begun = _response(self.tape, self.form, "in_progress", None, [])
         return [
             *self._event("response.created", response=begun),
             *self._event("response.in_progress", response=begun),
@@ -64,61 +80,80 @@ class ResponseStream(Stream):
             *self._event("response.content_part.added", **self._place(), part=_part("", [])),
         ]
 
-    def frames(self, tape_id: str, last: int, batch: Sequence[Entry | End]) -> bytes:
-        out = b""
-        for number, run in runs(last, batch):
-            if isinstance(run, End):
-                out += self._end(Position(tape_id, number - 1), Position(tape_id, number))
-                continue
-            for at, entry in enumerate(run, start=number - len(run) + 1):
-                for event, data in self._delta(entry):
-                    out += block(Position(tape_id, at), data, event)
-        return out
-
-    def _delta(self, entry: Entry) -> list[tuple[str, bytes]]:
+    def frames(self, tape_id: str, last: int, entries: Sequence[Entry]) -> bytes:
         """One event for each entry, also where several come at once: numbers must not depend on
         how fast somebody reads."""
-        if not entry.text and not entry.logprob:
+        return b"".join(
+            block(data, event=event, event_id=Position(tape_id, at))
+            for at, entry in enumerate(entries, start=last - len(entries) + 1)
+            for event, data in self._delta(entry)
+        )
+
+    def _delta(self, entry: Entry) -> list[tuple[str, bytes]]:
+        if not _is_told(entry):
+            return []
+        if self._number <= self.starting_after:
+            self._number += 1
             return []
         return self._event(
             "response.output_text.delta",
             **self._place(),
             delta=entry.text,
-            logprobs=openai.logprobs_of([entry.logprob], self.form.token_bytes),
+            logprobs=self.form.logprobs([entry]),
         )
 
-    def _end(self, before: Position, after: Position) -> bytes:
-        text, logprobs = self.tape.text, _logprobs(self.tape, self.form)
-        now = response(self.tape, self.form)
+    def ending(self, tape_id: str, last: int, end: End) -> Iterator[bytes]:
+        """Four events that each tell the whole text, and its log-probabilities, once more."""
+        (entries, *_) = yield from entries_of(self.tape)
+        before = Position(tape_id, last - 1)
+        text, logged = text_of(entries), _logged(entries)
+        now = _response(self.tape, self.form, _status(self.tape), end, entries)
         final = _FINAL.get(now["status"], "incomplete")
-        events = [
-            *self._event(
-                "response.output_text.done", **self._place(), text=text, logprobs=logprobs
-            ),
-            *self._event("response.content_part.done", **self._place(), part=_part(text, logprobs)),
-            *self._event("response.output_item.done", output_index=0, item=now["output"][0]),
-            *self._event(f"response.{final}", response=now),
-        ]
-        blocks = b"".join(block(before, data, event) for event, data in events)
-        return blocks + block(after, openai.DONE)
+        for kind, fields in (
+            ("response.output_text.done", self._place() | {"text": text, "logprobs": logged}),
+            ("response.content_part.done", self._place() | {"part": _part(text, logged)}),
+            ("response.output_item.done", {"output_index": 0, "item": now["output"][0]}),
+            (f"response.{final}", {"response": now}),
+        ):
+            if data := self._numbered(kind, fields):
+                yield head(event=kind, event_id=before)
+                yield from written(data, [items(entries, self.form.logprobs)] if logged else [])
+                yield END
+        yield block(openai.DONE, event_id=Position(tape_id, last))
 
     def _place(self) -> Object:
         return {"item_id": f"{ITEM_PREFIX}{self.tape.id}", "output_index": 0, "content_index": 0}
 
     def _event(self, kind: str, **fields: Any) -> list[tuple[str, bytes]]:
         """The next event; nothing when this reader has it already."""
+        data = self._numbered(kind, fields)
+        return [(kind, orjson.dumps(data))] if data else []
+
+    def _numbered(self, kind: str, fields: Object) -> Object | None:
         number, self._number = self._number, self._number + 1
         if number <= self.starting_after:
-            return []
-        data = {"type": kind, "sequence_number": number} | fields
-        return [(kind, orjson.dumps(data))]
+            return None
+        return {"type": kind, "sequence_number": number} | fields
 
 
-def response(tape: Tape, form: ResponseForm, *, as_begun: bool = False) -> Object:
-    """The response as it is now, or as it was when it began."""
-    end = None if as_begun else tape.end
-    status = "in_progress" if as_begun else _status(tape)
-    has_output = not as_begun and (tape.num_tokens or end)
+def _is_told(entry: Entry) -> bool:
+    """Whether there is an event for it."""
+    return bool(entry.text or entry.logprob)
+
+
+def response(tape: Tape, form: ResponseForm) -> Iterator[bytes]:
+    """The response as it is now, in pieces."""
+    status, end = _status(tape), tape.end
+    (entries, *_) = yield from entries_of(tape)
+    now = _response(tape, form, status, end, entries)
+    yield from written(now, [items(entries, form.logprobs)] if _logged(entries) else [])
+
+
+def _response(
+    tape: Tape, form: ResponseForm, status: str, end: End | None, entries: Sequence[Entry]
+) -> Object:
+    """With these entries as its output so far."""
+    output = [_output(tape, entries, status)] if entries or end else []
     return {
         "id": f"resp_{tape.id}",
         "object": "response",
@@ -127,7 +162,7 @@ def response(tape: Tape, form: ResponseForm, *, as_begun: bool = False) -> Objec
         "error": _error(end),
         "incomplete_details": _incomplete(end),
         "model": form.model,
-        "output": [_output(tape, form, status)] if has_output else [],
+        "output": output,
         "usage": _usage(tape) if end else None,
         **form.request,
     }
@@ -158,12 +193,12 @@ def _incomplete(end: End | None) -> Object | None:
     return {"reason": "max_output_tokens"} if end and end.finish_reason == "length" else None
 
 
-def _output(tape: Tape, form: ResponseForm, status: str) -> Object:
+def _output(tape: Tape, entries: Sequence[Entry], status: str) -> Object:
     own = status if status in ("in_progress", "completed") else "incomplete"
-    return _item(tape, tape.text, _logprobs(tape, form), own)
+    return _item(tape, text_of(entries), own, _logged(entries))
 
 
-def _item(tape: Tape, text: str, logprobs: list[Object], status: str) -> Object:
+def _item(tape: Tape, text: str, status: str, logprobs: Any = ()) -> Object:
     return {
         "id": f"{ITEM_PREFIX}{tape.id}",
         "type": "message",
@@ -173,12 +208,13 @@ def _item(tape: Tape, text: str, logprobs: list[Object], status: str) -> Object:
     }
 
 
-def _part(text: str, logprobs: list[Object]) -> Object:
+def _part(text: str, logprobs: Any) -> Object:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
 
-def _logprobs(tape: Tape, form: ResponseForm) -> list[Object]:
-    return openai.logprobs_of([entry.logprob for entry in tape.entries], form.token_bytes)
+def _logged(entries: Sequence[Entry]) -> Any:
+    """Stands for their log-probabilities, which may be many."""
+    return LATER if any(entry.logprob for entry in entries) else []
 
 
 def _usage(tape: Tape) -> Object:

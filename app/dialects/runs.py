@@ -2,24 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 
-from app.tapes.tape import End, Entry
+from app.tapes.tape import Entry
 
 
-def runs(last: int, batch: Sequence[Entry | End]) -> Iterator[tuple[int, list[Entry] | End]]:
-    """The batch, whose last entry has the number `last`, in runs of one choice each, and its end.
+def runs(last: int, entries: Sequence[Entry]) -> Iterator[tuple[int, list[Entry]]]:
+    """The entries, whose last one has the number `last`, in runs of one choice each.
 
     Each with the number of its last entry: a reader that has it has all before it.
     """
-    number = last - len(batch)
+    number = last - len(entries)
     run: list[Entry] = []
-    for item in batch:
-        if run and (isinstance(item, End) or item.index != run[0].index):
+    for entry in entries:
+        if run and entry.index != run[0].index:
             yield number, run
             run = []
         number += 1
-        if isinstance(item, End):
-            yield number, item
-        else:
-            run.append(item)
+        run.append(entry)
     if run:
         yield number, run

@@ -1,11 +1,12 @@
 """POST /v1/chat/completions: a conversation in, the model's next turn out."""
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from app.dialects import tool_calls
 from app.dialects.openai_chat import ChatForm, ChatStream, completion
 from app.errors import out_of_range
+from app.json_answer import json_answer
 from app.routes.answers import success
 from app.routes.openai import REFUSALS, OpenAIRoute, check_end, check_model
 from app.routes.reading import IdempotencyKey, LastEventID, reached, stream
@@ -46,7 +47,7 @@ async def chat(
         return stream(services, tape, dialect=ChatStream(tape, form))
     tape, end = await whole(services, caller, _ask(body), idempotency_key)
     check_end(end)
-    return JSONResponse(completion(tape, end, form), headers={"X-Tape": tape.id})
+    return await json_answer(services, tape, completion(tape, end, form))
 
 
 def _check_tools(services: Services, body: ChatBody) -> None:

@@ -1,10 +1,11 @@
 """POST /v1/completions: texts or token ids in, their continuations out."""
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from app.caller import Caller
 from app.dialects.openai_completions import CompletionForm, CompletionStream, completion
+from app.json_answer import json_answer
 from app.routes.answers import success
 from app.routes.openai import REFUSALS, OpenAIRoute, check_end, check_model
 from app.routes.reading import IdempotencyKey, LastEventID, reached, stream
@@ -41,7 +42,7 @@ async def complete(
         return stream(services, tape, dialect=CompletionStream(tape, form))
     tape, end = await whole(services, caller, body.ask(), idempotency_key)
     check_end(end)
-    return JSONResponse(completion(tape, end, form), headers={"X-Tape": tape.id})
+    return await json_answer(services, tape, completion(tape, end, form))
 
 
 async def _form(services: Services, caller: Caller, body: CompletionBody) -> CompletionForm:

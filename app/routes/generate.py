@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import Response
 
-from app.caller import Caller
-from app.dialects.native import logprobs_data
+from app.dialects.native import answer
+from app.json_answer import json_answer
 from app.normal_requests import asks_for_head
 from app.routes.answers import RESUMED, refusals, success
 from app.routes.body import StrictRoute
@@ -15,7 +15,7 @@ from app.routes.starting import start, whole
 from app.schemas import frames
 from app.schemas.native import GenerateAnswer, GenerateBody, GenerateQuery
 from app.security import refuse_cross_site
-from app.services import CallerDep, Services, ServicesDep
+from app.services import CallerDep, ServicesDep
 
 router = APIRouter(route_class=StrictRoute, tags=["native"])
 
@@ -32,21 +32,19 @@ router = APIRouter(route_class=StrictRoute, tags=["native"])
 )
 async def generate(
     body: GenerateBody,
-    response: Response,
     services: ServicesDep,
     caller: CallerDep,
     last_event_id: LastEventID = None,
     idempotency_key: IdempotencyKey = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
-) -> Response | GenerateAnswer:
+) -> Response:
     """Continue a prompt. `stream: true`, or `Accept: text/event-stream`, streams the tokens."""
     if last_event_id:
         return await resume(services, caller, last_event_id)
     if body.stream or "text/event-stream" in accept:
         return stream(services, await start(services, caller, body.ask(), idempotency_key))
-    answer = await _whole(services, caller, body, idempotency_key)
-    response.headers["X-Tape"] = answer.tape
-    return answer
+    tape, end = await whole(services, caller, body.ask(), idempotency_key)
+    return await json_answer(services, tape, answer(tape, end))
 
 
 @router.get(
@@ -73,20 +71,3 @@ async def generate_stream(
     if asks_for_head(request.scope):
         return Response(media_type="text/event-stream")
     return stream(services, await start(services, caller, query.ask()))
-
-
-async def _whole(
-    services: Services, caller: Caller, body: GenerateBody, key: str | None
-) -> GenerateAnswer:
-    tape, end = await whole(services, caller, body.ask(), key)
-    return GenerateAnswer.model_validate(
-        {
-            "generated_text": tape.text,
-            "finish_reason": end.finish_reason,
-            "usage": end.usage,
-            "timings": end.timings,
-            "tape": tape.id,
-            "logprobs": logprobs_data(tape.entries) or None,
-        },
-        from_attributes=True,
-    )

@@ -75,7 +75,7 @@ def stream(
     """The tape as SSE, from its start or, resumed, after an entry that its reader has.
 
     204 when that is the terminal entry, which makes a browser's EventSource stop. Raises APIError
-    400 when it is in the future.
+    400 when it is in the future, and 429 when too many read already.
     """
     if after is not None and after > tape.last:
         raise APIError(
@@ -85,11 +85,14 @@ def stream(
         )
     if tape.has_ended and after == tape.last:
         return Response(status_code=204)
+    services.registry.check_readers(tape)
     return TapeResponse(
         services.registry,
         tape,
         after,
         metrics=services.metrics,
+        turns=services.turns,
+        cache=services.frame_cache,
         dialect=dialect,
         ping_interval=services.settings.ping_interval,
         send_timeout=services.settings.send_timeout,

@@ -3,11 +3,12 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from app.caller import Caller
 from app.dialects.openai_responses import ITEM_PREFIX, ResponseForm, ResponseStream, response
 from app.errors import APIError, context_exceeded, out_of_range
+from app.json_answer import json_answer
 from app.routes.answers import RESUMED, refusals, success
 from app.routes.openai import REFUSALS, OpenAIRoute, check_model
 from app.routes.reading import IdempotencyKey, LastEventID, find, reached, stream
@@ -70,7 +71,7 @@ async def create(
             return stream(services, tape, dialect=ResponseStream(tape, _form_of(services, tape)))
     else:
         tape, _ = await whole(services, caller, ask, idempotency_key, origin=origin)
-    return JSONResponse(response(tape, _form_of(services, tape)), headers={"X-Tape": tape.id})
+    return await json_answer(services, tape, response(tape, _form_of(services, tape)))
 
 
 @router.get(
@@ -92,7 +93,7 @@ async def retrieve(
     """The response as it is now, or its events from the start or after one of them."""
     tape, form = await _stored(services, caller, response_id)
     if not stream_:
-        return JSONResponse(response(tape, form), headers={"X-Tape": tape.id})
+        return await json_answer(services, tape, response(tape, form))
     if last_event_id:
         tape, after = await reached(services, caller, last_event_id)
         return stream(services, tape, after, dialect=ResponseStream(tape, _form_of(services, tape)))
@@ -111,7 +112,7 @@ async def cancel(response_id: ResponseID, services: ServicesDep, caller: CallerD
     """End the generation; what it has brought forth stays. One that has ended stays as it is."""
     tape, form = await _stored(services, caller, response_id)
     await services.registry.end(tape)
-    return JSONResponse(response(tape, form), headers={"X-Tape": tape.id})
+    return await json_answer(services, tape, response(tape, form))
 
 
 async def _stored(
@@ -145,7 +146,7 @@ async def _earlier(services: Services, caller: Caller, body: ResponseBody) -> li
         return []
     tape, form = await _stored(services, caller, body.previous_response_id)
     _check_ended(tape, "previous_response_id")
-    return [*form.conversation, {"role": "assistant", "content": tape.text}]
+    return [*form.conversation, {"role": "assistant", "content": text_of(tape.shown())}]
 
 
 async def _referenced(services: Services, caller: Caller, body: ResponseBody) -> dict[str, str]:
@@ -157,7 +158,7 @@ async def _referenced(services: Services, caller: Caller, body: ResponseBody) ->
         if item_id not in texts:
             tape = await _tape_of_item(services, caller, item_id, param)
             _check_ended(tape, param)
-            texts[item_id], tokens[item_id] = tape.text, tape.num_tokens
+            texts[item_id], tokens[item_id] = text_of(tape.shown()), tape.num_tokens
         total += tokens[item_id]
         if total > 2 * context:  # before all of it is put together
             message = f"the items that are referred to have {total} tokens. Leave some out"

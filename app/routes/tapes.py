@@ -5,7 +5,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query
 from starlette.responses import JSONResponse, Response
 
+from app.dialects.native import snapshot
 from app.errors import APIError
+from app.json_answer import json_answer
 from app.routes.answers import RESUMED, refusals, success
 from app.routes.body import StrictRoute
 from app.routes.reading import IdempotencyKey, LastEventID, find, resume, stream
@@ -14,7 +16,6 @@ from app.schemas import frames
 from app.schemas.native import TapeBody, TapeCreated, TapeSnapshot
 from app.services import CallerDep, ServicesDep
 from app.tapes.position import TAPE_ID, parse_position
-from app.tapes.tape import Tape
 
 TapeID = Annotated[str, Path(json_schema_extra={"pattern": f"^{TAPE_ID}$"})]
 
@@ -66,11 +67,11 @@ async def read(
     after: Annotated[int, Query(ge=0, description="Go on after this entry.")] = 0,
     last_event_id: LastEventID = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
-) -> Response | TapeSnapshot:
+) -> Response:
     """The tape as SSE, from its start or after an entry; as JSON, a snapshot of it as it is now."""
     tape = await find(services, caller, tape_id)
     if "application/json" in accept:
-        return _snapshot(tape)
+        return await json_answer(services, tape, snapshot(tape))
     return stream(services, tape, _entry(last_event_id, tape_id, after))
 
 
@@ -97,19 +98,3 @@ def _entry(last_event_id: str | None, tape_id: str, after: int) -> int | None:
             code="malformed_id",
         )
     return position.entry
-
-
-def _snapshot(tape: Tape) -> TapeSnapshot:
-    return TapeSnapshot.model_validate(
-        {
-            "tape": tape.id,
-            "status": tape.status,
-            "generated_text": tape.text,
-            "last_entry": tape.last,
-            "finish_reason": tape.end.finish_reason if tape.end else None,
-            "usage": tape.usage,
-            "timings": tape.timings,
-            "gap": {"from": 1, "to": tape.num_dropped} if tape.num_dropped else None,
-        },
-        from_attributes=True,
-    )

@@ -3,14 +3,17 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from app.schemas.sampling import OnDisconnect
+from app.tapes.sizes import size_of
 from app.tapes.tape import Choice, Claim
 from model.messages import Generate
 from model.sampling import SamplingParams
+
+_TOKEN: Final = 36  # bytes of a number in a list
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,12 @@ class Plan:
     claim: Claim | None = None
     origin: Mapping[str, Any] | None = None
     created: float = field(default_factory=time.time)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory are kept to compute it: prompts above all."""
+        tokens = sum(map(len, self.prompts))
+        return _TOKEN * tokens + size_of([self.params.grammar, *self.params.stop, self.salt])
 
     def choices(self) -> list[Choice]:
         """As they begin. Copies share their prompt, which is counted once."""

@@ -245,6 +245,7 @@ class RedisStore(TapeStore):
             plan.choices(),
             self._max_tape_size,
             owner=plan.owner,
+            client=plan.client,
             claim=plan.claim,
             origin=plan.origin,
             created=plan.created,

@@ -5,17 +5,19 @@ import contextlib
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from app.engine_link import Event
-from app.errors import APIError
+from app.errors import APIError, try_later
 from app.tapes.observer import Observer
 from app.tapes.plan import Plan, Terms, sequence_of
 from app.tapes.recovery import Recovery
+from app.tapes.seats import NOTHING, Held, Seats
 from app.tapes.store import TapeStore
-from app.tapes.tape import Claim, Tape
+from app.tapes.tape import FEW, Claim, Tape
 from app.tapes.turnover import Turnover
 from model.messages import Finished, FinishReason, Started, Token
 
@@ -31,6 +33,8 @@ class _Recording:
     tape: Tape
     terms: Terms
     readers: int = 0
+    resumed: bool = False  # by a reader that came back
+    held: Held = NOTHING  # its sequences, as its client's share was told of them
     departure: asyncio.TimerHandle | None = None  # of its last reader, for too long
     timeout: asyncio.TimerHandle | None = None
     queue_timeout: asyncio.TimerHandle | None = None
@@ -58,18 +62,26 @@ class _Recording:
 class Registry:
     """Creates tapes and has the engine write them; readers come and go without touching that.
 
-    A tape takes at most `max_tape_size` bytes of memory. `num_readers` are attached now;
-    `num_abandoned` tapes were paused until it was too late for their readers to come back.
+    The entries of a tape take at most `max_tape_size` bytes of memory. `num_readers` are attached
+    now, at most `max_readers` for each client's tapes. At most `max_paused` sequences wait for a
+    reader. `num_abandoned` tapes were paused until it was too late for their readers to come back,
+    `num_displaced` were cancelled while paused to make room for others.
     """
 
     engine: Recovery
     store: TapeStore
     max_tape_size: int
     observers: Sequence[Observer] = ()
+    max_paused: int = 256
+    max_readers: int = 1024
     num_readers: int = 0
     num_abandoned: int = 0
+    num_displaced: int = 0
     turnover: Turnover = field(default_factory=Turnover)
+    seats: Seats = field(default_factory=Seats)
     _recordings: dict[str, _Recording] = field(default_factory=dict)
+    _paused: dict[str, _Recording] = field(default_factory=dict)  # the oldest first
+    _readers: Counter[str] = field(default_factory=Counter)  # by the client of their tape
     _listeners: list[Observer] = field(init=False)  # those for whom tokens are something
 
     def __post_init__(self) -> None:
@@ -84,11 +96,7 @@ class Registry:
     @property
     def num_active(self) -> int:
         """Sequences that run or wait; paused ones cost no compute."""
-        return sum(
-            recording.num_unfinished
-            for recording in self._recordings.values()
-            if not recording.tape.paused
-        )
+        return self.seats.active
 
     async def create(self, plan: Plan) -> Tape:
         """A new tape, and the generations that fill it; or the one that has the plan's claim.
@@ -101,6 +109,7 @@ class Registry:
             plan.choices(),
             self.max_tape_size,
             owner=plan.owner,
+            client=plan.client,
             claim=plan.claim,
             origin=plan.origin,
             confirms=self.store.confirms,
@@ -108,7 +117,9 @@ class Registry:
         kept = await self.store.add(tape, plan)
         if kept is not tape:
             return _same(kept, plan.claim)
+        tape.plan_size = plan.size
         recording = self._recordings[tape.id] = _Recording(tape, plan.terms)
+        self._seat(recording)
         self._start_timers(recording, passed=0.0)
         self.turnover.begin(self.num_active, len(tape.choices))
         for observer in self.observers:
@@ -121,7 +132,9 @@ class Registry:
 
         Without a reader it waits for one, as any that has lost its last.
         """
+        tape.plan_size = plan.size
         recording = self._recordings[tape.id] = _Recording(tape, plan.terms, readers)
+        self._seat(recording)
         self._start_timers(recording, passed=max(0.0, time.time() - plan.created))
         self.turnover.begin(self.num_active, recording.num_unfinished)
         for observer in self.observers:
@@ -136,9 +149,28 @@ class Registry:
         if recording is None:
             return
         recording.stop_timers()
+        self._unseat(recording)
         for sequence_id in recording.unfinished:
             self.engine.cancel(sequence_id)
             self.turnover.end()
+
+    def _seat(self, recording: _Recording) -> None:
+        """Count its sequences as they are now towards its client's share."""
+        unfinished = recording.num_unfinished
+        if recording.tape.paused:
+            self._hold(recording, Held(paused=unfinished))
+        elif recording.resumed:
+            self._hold(recording, Held(resumed=unfinished))
+        else:
+            self._hold(recording, Held(fresh=unfinished))
+
+    def _unseat(self, recording: _Recording) -> None:
+        self._paused.pop(recording.tape.id, None)
+        self._hold(recording, NOTHING)
+
+    def _hold(self, recording: _Recording, held: Held) -> None:
+        self.seats.change(recording.tape.client, recording.held, held)
+        recording.held = held
 
     def _submit(self, recording: _Recording, plan: Plan) -> None:
         """Hand what is unfinished to the engine."""
@@ -177,6 +209,7 @@ class Registry:
         self.store.wrote(tape)
         if isinstance(event, Finished):
             self.turnover.end()
+            self._seat(recording)
         if tape.end:
             self._forget(recording)
         elif isinstance(event, Started) and recording.queue_timeout:
@@ -185,9 +218,54 @@ class Registry:
     def _forget(self, recording: _Recording) -> None:
         recording.stop_timers()
         del self._recordings[recording.tape.id]
+        self._unseat(recording)
+        recording.tape.plan_size = 0
+        self.store.shelf.live_size = self._live_sizes().total()
         self.store.finished(recording.tape)
         for observer in self.observers:
             observer.ended(recording.tape, attended=recording.readers > 0)
+
+    def check_memory(self, client: str) -> None:
+        """Raises APIError 429 when all tapes together take too much, and this client's too much of
+        it. Before that finished tapes go, and paused ones of clients that have more than a share.
+        """
+        sizes, shelf = self._live_sizes(), self.store.shelf
+        shelf.make_room(sizes.total())
+        while sizes.total() > shelf.budget and (victim := self._heaviest_paused(sizes)):
+            self._displace(victim, f"tapes of more than --tape-memory, {shelf.budget} bytes,")
+            sizes = self._live_sizes()
+        if sizes.total() > shelf.budget and sizes[client] > _share(sizes, client, shelf.budget):
+            raise try_later(
+                429,
+                f"tapes that have not ended take more than --tape-memory, {shelf.budget} bytes, "
+                "and yours more than their share; try again when one has ended, or cancel one",
+                code="tape_memory_full",
+                seconds=self.turnover.seconds_to_a_place(),
+            )
+
+    def _live_sizes(self) -> Counter[str]:
+        """Of the tapes that have not ended, by client."""
+        sizes: Counter[str] = Counter()
+        for recording in self._recordings.values():
+            sizes[recording.tape.client] += recording.tape.size
+        return sizes
+
+    def _heaviest_paused(self, sizes: Counter[str]) -> str | None:
+        """The client with most bytes that has more than its share, and a paused tape."""
+        clients = {one.tape.client for one in self._paused.values()}
+        budget = self.store.shelf.budget
+        over = [one for one in clients if sizes[one] > _share(sizes, one, budget)]
+        return max(over, key=sizes.__getitem__, default=None)
+
+    def check_readers(self, tape: Tape) -> None:
+        """Raises APIError 429 when its client has too many readers; the first few of a tape may."""
+        if tape.readers >= FEW and self._readers[tape.client] >= self.max_readers:
+            raise try_later(
+                429,
+                f"{self.max_readers} readers follow this client's tapes, which is --max-readers; "
+                "close some, or share what one reads",
+                code="too_many_readers",
+            )
 
     async def claimed(self, claim: Claim) -> Tape | None:
         """The tape that this very request has begun already.
@@ -225,6 +303,7 @@ class Registry:
     def attach(self, tape: Tape) -> None:
         """One more reader; a paused generation goes on."""
         self.num_readers += 1
+        self._readers[tape.client] += 1
         tape.readers += 1
         if tape.id in self._recordings:
             self.join(tape)
@@ -234,6 +313,7 @@ class Registry:
     def detach(self, tape: Tape) -> None:
         """One reader less; when it was the last, the tape's `on_disconnect` decides."""
         self.num_readers -= 1
+        self._readers -= Counter([tape.client])
         tape.readers -= 1
         if tape.id in self._recordings:
             self.leave(tape)
@@ -250,6 +330,9 @@ class Registry:
             recording.departure.cancel()
         if tape.paused:
             tape.paused = False
+            recording.resumed = True
+            del self._paused[tape.id]
+            self._seat(recording)
             for sequence_id in recording.unfinished:
                 self.engine.resume(sequence_id)
 
@@ -276,6 +359,17 @@ class Registry:
         recording.departure = asyncio.get_running_loop().call_later(
             recording.terms.grace, self._abandon, tape.id
         )
+        self._paused[tape.id] = recording
+        self._seat(recording)
+        while self.seats.paused > self.max_paused:
+            self._displace(self.seats.most_paused, f"more than --max-paused, {self.max_paused},")
+
+    def _displace(self, client: str, why: str) -> None:
+        """Cancel this client's oldest paused tape: others need its room."""
+        oldest = next(one for one in self._paused.values() if one.tape.client == client)
+        self.num_displaced += 1
+        told = f"{why} waited for their readers; read on sooner, or cancel what you do not need"
+        self.cancel(oldest.tape.id, "cancelled", told)
 
     def _abandon(self, tape_id: str) -> None:
         self.num_abandoned += 1
@@ -288,6 +382,11 @@ class Registry:
                 self.disown(recording.tape)
             else:
                 self.cancel(recording.tape.id, "shutdown")
+
+
+def _share(sizes: Counter[str], client: str, whole: int) -> float:
+    """What each client may have where all together want more."""
+    return whole / len(sizes.keys() | {client})
 
 
 def _same(tape: Tape, claim: Claim | None) -> Tape:

@@ -3,13 +3,23 @@
 import asyncio
 import time
 from array import array
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 
+from app.tapes.sizes import size_of
 from model.messages import (
     Finished,
     FinishReason,
@@ -22,6 +32,16 @@ from model.messages import (
 
 _UNBOUNDED = 1 << 62
 _EMPTY = 1000  # bytes that a tape without entries takes
+_CHOICE: Final = 500  # bytes that a choice takes beside its tokens
+_TOKEN: Final = 8  # bytes of a token's id and latency: they stay when its entry goes
+
+# Of a page: what a reader that is behind gets at once, and what is done in one piece of work.
+PAGE_BYTES: Final = 64 * 1024  # of memory; as JSON they are about half
+PAGE_ENTRIES: Final = 128
+
+FEW: Final = 4  # readers of one tape, or entries that one lacks, for which nobody takes turns
+
+_MAX_LATENCIES: Final = 100_000  # that a percentile is computed of
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -86,6 +106,8 @@ class Recovering:
 
 Progress = Queued | Prefilling | Recovering
 Batch = list[Entry | End]
+Item = list[Entry] | End | Gap | Progress  # of what a reader gets
+Turn = Callable[[], Awaitable[None]]
 Status = Literal["queued", "running", "paused", "recovering", "done"]
 
 
@@ -130,14 +152,33 @@ class Choice:
         self._last = None
 
 
+def pages(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    """The entries in pieces, each with work for a millisecond or so."""
+    first = share = 0
+    for place, entry in enumerate(entries, start=1):
+        share += _share_of_page(entry.size)
+        if share >= PAGE_BYTES:
+            yield entries[first:place]
+            first, share = place, 0
+    if first < len(entries):
+        yield entries[first:]
+
+
+def _share_of_page(size: int) -> int:
+    """A page is full with PAGE_ENTRIES, or with fewer that are large."""
+    return max(size, PAGE_BYTES // PAGE_ENTRIES)
+
+
 @dataclass(slots=True, eq=False)
 class Tape:
     """Entries 1, 2, 3 ... without gaps; the last one is an End, whatever happened.
 
     Readers wait for what comes next; appending wakes them all and never waits for any.
-    `size` is about how many bytes of memory it takes; beyond `cap` the oldest go, and
-    `entries` begins after the first `num_dropped`. `progress` is what there is to say before the
-    next entry. `origin` is what the surface that began it needs to tell of it later.
+    Beyond `cap` bytes of entries the oldest go, and `entries` begins after the first `num_dropped`.
+    `progress` is what there is to say before the next entry. `origin` is what the surface that
+    began it needs to tell of it later. `client` is whose share of the server it counts towards.
+    `readers` are attached in this process. `plan_size` is about how many bytes are kept to compute
+    it, until it ends.
 
     Readers are shown entries up to number `last`. These are all, but where a store `confirms` each
     entry before anybody may see it: what is shown can never be lost, nor told otherwise.
@@ -147,6 +188,7 @@ class Tape:
     choices: Sequence[Choice]
     cap: int = _UNBOUNDED
     owner: str = ""  # the API key that it was made with, as app/security.py names it
+    client: str = ""
     claim: Claim | None = None
     origin: Mapping[str, Any] | None = None
     confirms: bool = False
@@ -160,12 +202,27 @@ class Tape:
     ended_at: float | None = None
     queue_ms: float | None = None
     paused: bool = False
-    readers: int = 0  # of this process, now
+    readers: int = 0
     resumes: int = 0  # readers that went on after an entry
-    size: int = _EMPTY
+    plan_size: int = 0
+    entries_size: int = _EMPTY
+    _fixed_size: int = 0
+    _page_ends: "array[int]" = field(default_factory=lambda: array("q"))  # their last entries
+    _page_size: int = 0  # of the page that is not full yet
     _first: float | None = None
     _last: float | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._fixed_size = size_of(self.origin) + _CHOICE * len(self.choices)
+        if self.claim:
+            self._fixed_size += size_of(self.claim.key) + size_of(self.claim.digest)
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory are kept for it, all in all."""
+        tokens = _TOKEN * self.num_tokens
+        return self.entries_size + self._fixed_size + self.plan_size + tokens
 
     @property
     def written(self) -> int:
@@ -182,15 +239,9 @@ class Tape:
             return "recovering"
         return "queued" if self.queue_ms is None else "running"
 
-    @property
-    def text(self) -> str:
-        """Of the entries that are kept."""
-        return self.text_of(0)
-
-    def text_of(self, index: int) -> str:
-        """Of one choice, as far as its entries are kept."""
-        shown = self.entries[: self.last - self.num_dropped]
-        return "".join(entry.text for entry in shown if entry.index == index)
+    def shown(self) -> list[Entry]:
+        """The entries that are kept and may be shown."""
+        return self.entries[: self.last - self.num_dropped]
 
     @property
     def num_tokens(self) -> int:
@@ -234,11 +285,15 @@ class Tape:
 
     @property
     def itl_p99_ms(self) -> float | None:
-        """The latency between two tokens that 99 % of them stay below, or None before any."""
-        latencies = np.concatenate([np.asarray(choice.latencies) for choice in self.choices])
+        """The latency between two tokens that 99 % of them stay below, or None before any.
+
+        Where there are very many, it is that of every second, third ... of them.
+        """
+        step = 1 + sum(len(choice.latencies) for choice in self.choices) // _MAX_LATENCIES
+        latencies = np.concatenate([np.asarray(c.latencies)[::step] for c in self.choices])
         if not latencies.size:
             return None
-        place = latencies.size * 99 // 100  # partitioned, not sorted: a tape may hold 100,000
+        place = latencies.size * 99 // 100
         return float(np.partition(latencies, place)[place]) * 1000
 
     def _decode_rate(self) -> float | None:
@@ -256,10 +311,18 @@ class Tape:
         self.entries.append(entry)
         self.choices[entry.index].append(entry)
         self.progress = None
-        self.size += entry.size
+        self._count(entry.size)
         self._show()
-        if self.size > self.cap:
+        if self.entries_size > self.cap:
             self._drop_oldest()
+
+    def _count(self, size: int) -> None:
+        """One more entry of this size."""
+        self.entries_size += size
+        self._page_size += _share_of_page(size)
+        if self._page_size >= PAGE_BYTES:
+            self._page_ends.append(self.written)
+            self._page_size = 0
 
     def extend(self, items: Iterable[Entry | End]) -> None:
         """Copy what somebody else has written."""
@@ -280,7 +343,7 @@ class Tape:
             if number <= self.written:
                 continue
             if number > self.written + 1:
-                self.size -= sum(entry.size for entry in self.entries)
+                self.entries_size -= sum(entry.size for entry in self.entries)
                 self.entries.clear()
                 self.num_dropped = self.last = number - 1
             self.extend([item])
@@ -289,8 +352,8 @@ class Tape:
         """An eighth of the room at once: each time, the entries that are left are moved."""
         count, room = 0, self.cap - self.cap // 8
         shown = min(len(self.entries), self.last - self.num_dropped)
-        while self.size > room and count < shown:
-            self.size -= self.entries[count].size
+        while self.entries_size > room and count < shown:
+            self.entries_size -= self.entries[count].size
             count += 1
         del self.entries[:count]
         self.num_dropped += count
@@ -349,7 +412,12 @@ class Tape:
 
     def retract(self) -> None:
         """Forget what nobody was shown: somebody else writes this tape now."""
-        del self.entries[max(self.last - self.num_dropped, 0) :]
+        unseen = self.entries[max(self.last - self.num_dropped, 0) :]
+        del self.entries[len(self.entries) - len(unseen) :]
+        self.entries_size -= sum(entry.size for entry in unseen)
+        while self._page_ends and self._page_ends[-1] > self.last:
+            self._page_ends.pop()
+        self._page_size = 0  # a longer page is none the worse
         if self.last < self.written:
             self.end = self.ended_at = None
         self.confirms = False
@@ -364,26 +432,30 @@ class Tape:
         self._changed.set()
         self._changed.clear()
 
-    async def read(self, after: int = 0) -> AsyncIterator[Batch | Gap | Progress]:
-        """Entries with numbers above `after`, as they come, until the terminal one.
+    async def read(self, after: int = 0, turn: Turn | None = None) -> AsyncIterator[Item]:
+        """Entries with numbers above `after`, as they come, and after them the terminal one.
 
-        A reader that is behind gets all it has missed in one batch, after a Gap for what is kept
-        no longer. Progress comes between, when there is no entry to give.
+        A reader that is behind gets what it has missed page by page, after a Gap for what is kept
+        no longer; with `turn`, it waits for one before each page, and so does everybody in a crowd.
+        Pages end at the same entries for all readers. Progress comes between, when there is no
+        entry to give.
         """
         told: Progress | None = None
         while True:
+            if turn and self.last > after and (self.last - after > FEW or self.readers > FEW):
+                await turn()
             if after < self.num_dropped:
                 gap = Gap(after + 1, self.num_dropped)
                 after = gap.last
                 yield gap
                 continue  # meanwhile more may have gone
-            batch: Batch = [*self.entries[after - self.num_dropped : self.last - self.num_dropped]]
-            if self.end and after < self.last == self.written:
-                batch.append(self.end)
-            if batch:
-                after += len(batch)
-                yield batch
-            elif self.has_ended:
+            if after < min(self.last, self.num_tokens):
+                page = self._page(after)
+                after += len(page)
+                yield page
+            elif self.end and self.has_ended:
+                if after < self.last:
+                    yield self.end
                 return
             elif self.progress is not told:
                 told = self.progress
@@ -391,6 +463,14 @@ class Tape:
                     yield told
             else:
                 await self._changed.wait()
+
+    def _page(self, after: int) -> list[Entry]:
+        """What may be shown after this entry, to the end of the page at most."""
+        last = self.last
+        full = bisect_right(self._page_ends, after)
+        if full < len(self._page_ends):
+            last = min(last, self._page_ends[full])
+        return self.entries[after - self.num_dropped : last - self.num_dropped]
 
     async def ended(self) -> End:
         """Wait for the terminal entry."""

@@ -23,6 +23,7 @@ FLOORS = [
     ["app.routes"],
     ["app.http_limits"],
     ["app.requests"],
+    ["app.json_answer"],
     ["app.services"],
     ["app.admission", "app.security", "app.limits", "app.hosts"],
     ["app.caller"],
@@ -44,6 +45,8 @@ FLOORS = [
         "app.fair_share",
         "app.standard_streams",
         "app.strict_json",
+        "app.frame_cache",
+        "app.turns",
     ],
     ["model"],
 ]

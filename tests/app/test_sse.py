@@ -13,10 +13,14 @@ from sse_starlette import EventSourceResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.dialects import native
+from app.frame_cache import FrameCache
+from app.http_limits import http_with
 from app.metrics import Metrics
+from app.settings import Settings
 from app.sse import SendWatch, TapeResponse
 from app.tapes.registry import Registry
 from app.tapes.tape import Choice, Entry, Tape
+from app.turns import Turns
 from tests.raw import never_reading
 from tests.server import Frame, parse_frames
 
@@ -51,6 +55,8 @@ def reading(
             tape,
             None,
             metrics=metrics or Metrics("none", 8192),
+            turns=Turns(),
+            cache=FrameCache(),
             dialect=native,
             ping_interval=ping_interval,
             send_timeout=send_timeout,
@@ -63,8 +69,10 @@ def reading(
 @asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[int]:
     """uvicorn on a port of its own, in this loop."""
+    http = http_with(Settings())
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, lifespan="off", ws="none", log_config=None)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        config = uvicorn.Config(app, http=http, lifespan="off", ws="none", log_config=None)
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve([listening]))
         yield listening.getsockname()[1]

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.dialects import native
+from app.dialects.blocks import one_line
 from app.errors import APIError
 from app.tapes.position import Position, parse_position
 from app.tapes.shelf import Shelf
-from app.tapes.tape import Batch, Choice, Claim, End, Entry, Gap, Progress, Recovering, Tape
+from app.tapes.tape import Choice, Claim, End, Entry, Gap, Item, Recovering, Tape
 from app.tapes.turnover import Turnover
 from model.messages import Prefilling, Queued
 from tests.server import Frame, parse_frames
@@ -32,8 +33,15 @@ def tape_of(texts: Sequence[str], *, ended: bool = True) -> Tape:
 
 
 async def read(tape: Tape, after: int = 0) -> list[Entry | End]:
-    batches = [batch async for batch in tape.read(after) if isinstance(batch, list)]
-    return [entry for batch in batches for entry in batch]
+    return entries_in([item async for item in tape.read(after)])
+
+
+def entries_in(items: Sequence[Item]) -> list[Entry | End]:
+    """All that is on the tape, without what is told between."""
+    entries: list[Entry | End] = []
+    for item in items:
+        entries += item if isinstance(item, list) else [item] if isinstance(item, End) else []
+    return entries
 
 
 def text_of(frames: Sequence[Frame]) -> str:
@@ -77,7 +85,8 @@ async def test_a_reader_that_is_behind_gets_all_at_once() -> None:
     assert await anext(batches) == tape.entries
     tape.append(Entry("d", 4))
     tape.finish("stop")
-    assert await anext(batches) == [tape.entries[-1], tape.end]
+    assert await anext(batches) == [tape.entries[-1]]
+    assert await anext(batches) is tape.end
     with pytest.raises(StopAsyncIteration):
         await anext(batches)
 
@@ -99,13 +108,13 @@ def test_frames_carry_every_entry_once_however_they_are_grouped(
     texts: list[str], sizes: list[int]
 ) -> None:
     tape = tape_of(texts)
-    entries: list[Entry | End] = [*tape.entries]
-    entries += [tape.end] if tape.end else []
     raw, last = native.opening(Position(TAPE_ID, 0)), 0
     for size in sizes:
-        if batch := entries[last : last + size]:
+        if batch := tape.entries[last : last + size]:
             last += len(batch)
             raw += native.frames(TAPE_ID, last, batch)
+    assert tape.end
+    raw += b"".join(native.ending(TAPE_ID, last + 1, tape.end))
     frames = parse_frames(raw.decode())
     assert text_of(frames) == "".join(texts)
     ids = [i for f in frames if f.event == "token" for i in json.loads(f.data or "")["token_ids"]]
@@ -122,7 +131,7 @@ def test_a_frame_of_one_token_is_as_any_other(text: str, token_id: int, number: 
     entry = Entry(text, token_id)
     (frame,) = parse_frames(native.frames(TAPE_ID, number, [entry]).decode())
     assert (frame.id, frame.event) == (f"{TAPE_ID}:{number}", "token")
-    assert frame.data == orjson.dumps(native.token_data([entry])).decode()
+    assert frame.data == one_line(orjson.dumps(native.token_data([entry]))).decode()
 
 
 def test_text_of_any_kind_stays_one_line() -> None:
@@ -192,7 +201,7 @@ def test_beyond_its_cap_the_oldest_go_and_readers_are_told_which(
     tape = Tape(TAPE_ID, [Choice(3)], cap=cap)
     for number, text in enumerate(texts):
         tape.append(Entry(text, number))
-        assert tape.size <= cap
+        assert tape.entries_size <= cap
     tape.finish("stop")
     assert tape.choices[0].output_ids.tolist() == list(range(len(texts))), (
         "another engine needs them all"
@@ -202,12 +211,12 @@ def test_beyond_its_cap_the_oldest_go_and_readers_are_told_which(
     if after < tape.num_dropped:
         assert items.pop(0) == Gap(after + 1, tape.num_dropped)
         after = tape.num_dropped
-    entries = [entry for item in items if isinstance(item, list) for entry in item]
+    entries = entries_in(items)
     assert [entry.text for entry in entries if isinstance(entry, Entry)] == texts[after:]
     assert not items or entries[-1] is tape.end
 
 
-async def read_items(tape: Tape, after: int) -> list[Batch | Gap | Progress]:
+async def read_items(tape: Tape, after: int) -> list[Item]:
     return [item async for item in tape.read(after)]
 
 
@@ -226,8 +235,8 @@ async def test_progress_is_told_once_between_entries_and_never_after_the_end() -
     tape.announce(Recovering())
     first, second = tape.entries
     told = [Queued(TAPE_ID, 2), Queued(TAPE_ID, 1), Recovering()]
-    assert await reader == [[first], *told, [second], Recovering(), [tape.end]]
-    assert await read_items(tape, 0) == [[first, second, tape.end]]
+    assert await reader == [[first], *told, [second], Recovering(), tape.end]
+    assert await read_items(tape, 0) == [[first, second], tape.end]
 
 
 def test_status_frames_have_no_id() -> None:

@@ -1,0 +1,180 @@
+"""Many readers of one tape: they cost the machine little, and their number has a bound."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.tapes.tape import FEW, Choice, Entry, Item, Tape
+from app.turns import Turns
+from tests.server import RunningServer, running
+
+
+class Pass:
+    """Counts the passes of the event loop."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(0)
+            self.number += 1
+
+
+async def read(tape: Tape, turns: Turns) -> list[Item]:
+    async def turn() -> None:
+        await turns.take("client")
+
+    return [item async for item in tape.read(0, turn)]
+
+
+async def in_company(num_readers: int, num_tokens: int) -> list[list[Item]]:
+    """What each reader got of a tape that they all followed from its beginning."""
+    tape, turns = Tape("a" * 22, [Choice(1)]), Turns()
+    tape.readers = num_readers
+    readers = [asyncio.create_task(read(tape, turns)) for _ in range(num_readers)]
+    await asyncio.sleep(0)
+    for number in range(num_tokens):
+        tape.append(Entry("x", number))
+        for _ in range(4):
+            await asyncio.sleep(0)
+    tape.finish("stop")
+    return await asyncio.gather(*readers)
+
+
+async def test_a_few_readers_get_every_token_at_once() -> None:
+    for items in await in_company(FEW, 50):
+        assert [len(item) for item in items if isinstance(item, list)] == [1] * 50
+
+
+async def test_a_crowd_is_woken_less_often_the_larger_it_is() -> None:
+    frames = []
+    for num_readers in (20, 200):
+        got = await in_company(num_readers, 50)
+        assert all(sum(len(i) for i in items if isinstance(i, list)) == 50 for items in got)
+        frames.append(sum(isinstance(item, list) for items in got for item in items))
+    print(f"frames of 20 and of 200 readers, 50 tokens: {frames}")
+    assert frames[1] < 200 * 50 / 4
+    assert frames[1] < 3 * frames[0], "all together stay within a budget"
+
+
+async def test_one_piece_of_work_in_each_pass_of_the_loop() -> None:
+    turns, passes = Turns(share=1.0), Pass()
+    counting = asyncio.create_task(passes.run())
+    taken: Counter[int] = Counter()
+
+    async def work() -> None:
+        for _ in range(10):
+            await turns.take("client")
+            taken[passes.number] += 1
+
+    await asyncio.gather(*(work() for _ in range(30)))
+    counting.cancel()
+    assert taken.total() == 300
+    assert max(taken.values()) <= 2, "the count of passes itself is one pass off at times"
+
+
+async def test_a_crowd_of_one_client_does_not_hold_up_another() -> None:
+    turns, order = Turns(), []
+
+    async def work(client: str, pieces: int) -> None:
+        for _ in range(pieces):
+            await turns.take(client)
+            order.append(client)
+
+    crowd = [asyncio.create_task(work("crowd", 5)) for _ in range(100)]
+    await asyncio.sleep(0)
+    await work("other", 3)
+    await asyncio.gather(*crowd)
+    places = [place for place, client in enumerate(order) if client == "other"]
+    assert len(places) == 3
+    assert places[-1] < 12, "every second turn, once it has asked for one"
+
+
+async def test_who_leaves_while_it_waits_takes_no_turn_from_others() -> None:
+    turns = Turns()
+    waiting = [asyncio.create_task(turns.take("client")) for _ in range(10)]
+    await asyncio.sleep(0)
+    for task in waiting[::2]:
+        task.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await turns.take("client")
+    assert [task.cancelled() for task in waiting[2::2]] == [True] * 4
+
+
+async def test_all_work_together_gets_a_share_of_the_time() -> None:
+    """Counted in processor time of the work and of the whole: rests are real, not busy."""
+    turns = Turns(share=0.25, burst=0.0001)
+    loop = asyncio.get_running_loop()
+    began, pieces = loop.time(), 0
+    while loop.time() < began + 0.5:
+        await turns.take("client")
+        pieces += 1
+        sum(range(20_000))
+    worked = pieces * cost_of(lambda: sum(range(20_000)))
+    assert worked < 0.5 * 0.5
+
+
+def cost_of(work: Any) -> float:
+    import time
+
+    costs = []
+    for _ in range(50):
+        began = time.thread_time()
+        work()
+        costs.append(time.thread_time() - began)
+    return min(costs)
+
+
+# ---- over sockets
+
+
+BODY: dict[str, Any] = {"prompt": "a", "max_length": 200, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def bounded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    log = tmp_path_factory.mktemp("bounded") / "log"
+    with running(log, "--model", str(tiny_model), "--max-readers", "6") as server:
+        yield server
+        assert server.stop() == 0, log.read_text()
+
+
+@pytest.fixture
+async def http(bounded: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=bounded.url, timeout=60) as client:
+        yield client
+
+
+async def follow(stack: AsyncExitStack, http: httpx.AsyncClient, tape: str) -> httpx.Response:
+    return await stack.enter_async_context(http.stream("GET", f"/v1/tapes/{tape}"))
+
+
+async def test_the_bound_names_itself_and_never_keeps_out_the_first_readers_of_a_tape(
+    http: httpx.AsyncClient,
+) -> None:
+    body = BODY | {"max_length": 500}
+    tapes = [(await http.post("/v1/tapes", json=body)).json()["tape"] for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        first = [await follow(stack, http, tapes[0]) for _ in range(8)]
+        assert [answer.status_code for answer in first] == [200] * 6 + [429] * 2
+        assert "--max-readers" in (await refused(first[-1]))["message"]
+        second = [await follow(stack, http, tapes[1]) for _ in range(FEW + 1)]
+        assert [answer.status_code for answer in second] == [200] * FEW + [429]
+    async with AsyncExitStack() as stack:
+        assert (await follow(stack, http, tapes[0])).status_code == 200
+
+
+async def refused(answer: httpx.Response) -> dict[str, Any]:
+    await answer.aread()
+    assert int(answer.headers["Retry-After"]) >= 1
+    error: dict[str, Any] = answer.json()["error"]
+    assert error["code"] == "too_many_readers"
+    return error
