@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Final
 
-_SHARE: Final = 0.25  # of one processor's time
+_SHARE: Final = 0.15  # of one processor's time
 _BURST: Final = 0.1  # seconds of work that are done at once after a rest
 
 

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from app.caller import Caller
 from app.dialects.openai_responses import ITEM_PREFIX, ResponseForm, ResponseStream, response
+from app.dialects.pieces import text_of
 from app.errors import APIError, context_exceeded, out_of_range
 from app.json_answer import json_answer
 from app.routes.answers import RESUMED, refusals, success

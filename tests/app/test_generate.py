@@ -37,7 +37,7 @@ async def leave_after_first_token(http: httpx.AsyncClient, body: dict[str, Any])
 async def test_every_stream_has_the_shape_of_the_contract(http: httpx.AsyncClient) -> None:
     response = await http.post("/generate", json={"prompt": "Hi", "stream": True, "max_length": 5})
     assert response.headers["content-type"].startswith("text/event-stream")
-    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["cache-control"] == "no-store, no-transform"
     assert response.headers["x-accel-buffering"] == "no"
     tape = response.headers["X-Tape"]
     assert len(tape) == 22, "128 bits in URL-safe base64"

@@ -72,3 +72,13 @@ def test_sizes_count_what_is_nested() -> None:
     assert size_of({"a": [{"b": "x" * 1000}, ["y" * 1000]]}) > 2000
     assert size_of("x" * 1000) > 1000
     assert size_of(None) < 100
+
+
+def test_flapping_readers_leave_the_counts_as_they_were() -> None:
+    seats = Seats()
+    for _ in range(1000):
+        seats.change("a", NOTHING, Held(fresh=2))
+        seats.change("a", Held(fresh=2), Held(paused=2))
+        seats.change("a", Held(paused=2), Held(resumed=2))
+        seats.change("a", Held(resumed=2), NOTHING)
+    assert seats == Seats()
