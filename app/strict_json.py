@@ -6,6 +6,8 @@ bits, and what would take it long: deep or countless values.
 """
 
 import json
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -30,32 +32,51 @@ _ALL_MARKS_COMMAS = bytes.maketrans(b"[]{}:", b"," * 5)
 def loads(data: bytes) -> Any:
     """Raises ValueError, which says what is wrong and where or what to do about it."""
     written = _outside_strings(data)
-    _check_size(written)
+    _check_counts(written)
+    _check_depth(written)
     value = orjson.loads(data)
-    _check_integers(written)
-    if written.count(b":") > 1:
-        _check_keys(data, written, value)
+    if _num_long(written):
+        _check_integers(written)
+    if (colons := written.count(b":")) > 1 and not _has_keys(value, colons):
+        raise _key_twice(data)
     return value
 
 
+def check_together(texts: Iterable[str]) -> None:
+    """Raises ValueError where JSON texts, each within bounds, are too much for one request."""
+    written = b"".join(_outside_strings(text.encode()) for text in texts)
+    _check_counts(written)
+    _num_long(written)
+
+
 def _outside_strings(data: bytes) -> bytes:
-    """The brackets, commas, colons, numbers and words of a JSON text. Raises ValueError."""
+    """Brackets, commas, colons, numbers and words of a JSON text, and a quote for each string.
+
+    Raises ValueError.
+    """
     if b"\\" in data:
         data = data.replace(rb"\\", b"").replace(rb"\"", b"")
     if data.count(b'"') > 2 * _MOST_PARTS:
         raise _too_many_parts()
-    return b"".join(data.split(b'"')[::2])
+    return b'"'.join(data.split(b'"')[::2])
 
 
-def _check_size(written: bytes) -> None:
+def _check_counts(written: bytes) -> None:
     """Before anything is parsed. Raises ValueError."""
-    nested = written.count(b"[") + written.count(b"{")
-    if nested > _MOST_PARTS:
+    if written.count(b'"') > _MOST_PARTS or _nested(written) > _MOST_PARTS:
         raise _too_many_parts()
     if written.count(b",") > _MOST_VALUES:
         raise ValueError(f"it has more than {_MOST_VALUES} values; send fewer")
-    if nested > _DEEPEST and _depth(written) > _DEEPEST:
+
+
+def _check_depth(written: bytes) -> None:
+    """Raises ValueError."""
+    if _nested(written) > _DEEPEST and _depth(written) > _DEEPEST:
         raise ValueError(f"it is nested more than {_DEEPEST} deep; send it flatter")
+
+
+def _nested(written: bytes) -> int:
+    return written.count(b"[") + written.count(b"{")
 
 
 def _depth(written: bytes) -> int:
@@ -63,15 +84,18 @@ def _depth(written: bytes) -> int:
     return int(np.cumsum(steps, dtype=np.int32).max())
 
 
-def _check_integers(written: bytes) -> None:
-    """orjson makes the nearest float of an integer that fits neither int64 nor uint64."""
+def _num_long(written: bytes) -> int:
+    """How many numbers have 19 digits or more. Raises ValueError for too many of them."""
     long = written.translate(_ALL_DIGITS_ZERO).count(_LONG)
     if long > _MOST_LONG:
         raise ValueError(
             f"more than {_MOST_LONG} numbers have 19 digits or more; send shorter ones"
         )
-    if not long:
-        return
+    return long
+
+
+def _check_integers(written: bytes) -> None:
+    """orjson makes the nearest float of an integer that fits neither int64 nor uint64."""
     numbers = written.translate(_ALL_MARKS_COMMAS, b" \t\r\n").split(b",")
     for number in [number for number in numbers if len(number) >= _DIGITS]:
         if number.lstrip(b"-").isdigit() and not -(2**63) <= int(number) < 2**64:
@@ -80,13 +104,27 @@ def _check_integers(written: bytes) -> None:
             )
 
 
-def _check_keys(data: bytes, written: bytes, value: Any) -> None:
-    """A key that comes twice is lost in parsing: what is written again has fewer."""
-    if _outside_strings(orjson.dumps(value)).count(b":") == written.count(b":"):
-        return
+def _has_keys(value: Any, count: int) -> bool:
+    """Whether the objects of `value` have so many keys: one that came twice is lost in parsing."""
+    level = [value]
+    while level:
+        objects = [part for part in level if type(part) is dict]
+        count -= sum(map(len, objects))
+        if not count:
+            return True
+        lists = [part for part in level if type(part) is list]
+        inner = chain(chain.from_iterable(lists), *[part.values() for part in objects])
+        level = [part for part in inner if type(part) in (dict, list)]
+    return False
+
+
+def _key_twice(data: bytes) -> ValueError:
     if len(data) <= _NAMED_UP_TO:
-        json.loads(data, object_pairs_hook=_refuse_repeated)
-    raise ValueError("a key comes twice in one object; send each once")
+        try:
+            json.loads(data, object_pairs_hook=_refuse_repeated)
+        except ValueError as error:
+            return error
+    return ValueError("a key comes twice in one object; send each once")
 
 
 def _refuse_repeated(pairs: list[tuple[str, Any]]) -> None:

@@ -1,10 +1,22 @@
-"""What wire types are made of: bounded numbers whose refusal says the whole range, and the like."""
+"""What wire types are made of: objects that are refused at their first fault, bounded numbers whose
+refusal says the whole range, and the like.
+
+A refusal names one fault. pydantic by itself finds all of them and makes an object of each, which
+takes seconds for a body of a megabyte: here every object, list and mapping ends at its first.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, get_args
+from typing import Any, ClassVar, Final, Literal, get_args
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 # A keyword in our JSON Schemas: what of the running model bounds the value.
@@ -14,9 +26,95 @@ Own = Literal["token_id", "token_key", "length", "name", "tools"]
 Object = dict[str, Any]
 
 
+def _stop_at_first_fault(schema: Any) -> None:
+    """Every list within `schema`, a core schema of pydantic, is left at its first wrong item."""
+    if isinstance(schema, list | tuple):
+        for part in schema:
+            _stop_at_first_fault(part)
+    elif isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for part in schema.values():
+            _stop_at_first_fault(part)
+
+
+class Wire(BaseModel):
+    """An object in a request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    known_keys: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        fields = cls.model_fields.items()
+        cls.known_keys = frozenset(field.alias or name for name, field in fields)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _stop_at_first_fault(schema)
+        return schema
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_one_unknown_key(cls, value: Any) -> Any:
+        """Of keys that the object does not have, the first stands for all: one complaint."""
+        if not isinstance(value, dict):
+            return value
+        given = cls.given(value)
+        if given.keys() <= cls.known_keys:
+            return given
+        unknown = next(key for key in given if key not in cls.known_keys)
+        return {key: given[key] for key in (*(cls.known_keys & given.keys()), unknown)}
+
+    @classmethod
+    def given(cls, value: Object) -> Object:
+        """The fields of `value` that say something."""
+        return value
+
+
 def whole(value: Any) -> Any:
     """1.0 is an integer for JSON Schema, and for languages that have one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def integers(values: list[Any]) -> list[int] | None:
+    """The items as integers, as `whole` makes them; None where one is none.
+
+    Of long prompts there are 200,000, and a call for each would take tens of milliseconds.
+    """
+    kinds = set(map(type, values))
+    if kinds <= {int}:
+        return values
+    if not kinds <= {int, float}:
+        return None
+    numbers = list(map(int, values))
+    return numbers if numbers == values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """`Annotated[dict[...], Entries(16)]`: so many at most, counted before any is looked at."""
+
+    most: int
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        def count(value: Any) -> Any:
+            if isinstance(value, dict) and len(value) > self.most:
+                message = f"must have at most {self.most} entries, not {len(value)}"
+                raise PydanticCustomError("refused", message)
+            return value
+
+        return core_schema.no_info_before_validator_function(count, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(schema) | {"maxProperties": self.most}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from app import strict_json
 from app.schemas.ask import Ask
 from app.schemas.fields import Range
 from app.schemas.sampling import LogitBias, SamplingFields
@@ -17,9 +17,9 @@ def _json_in_query(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError:
-        raise ValueError('must be a JSON object such as {"42": -100}') from None
+        return strict_json.loads(value.encode())
+    except ValueError as error:
+        raise ValueError(f'must be a JSON object such as {{"42": -100}}: {error}') from None
 
 
 class GenerateFields(SamplingFields):
@@ -57,7 +57,7 @@ class GenerateQuery(GenerateFields):
 class TapeBody(GenerateFields):
     """POST /v1/tapes: JSON, so types are taken at their word."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
 
 class GenerateBody(TapeBody):

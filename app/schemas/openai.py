@@ -4,7 +4,7 @@ Fields are OpenAI's own, and the extras of `SamplingFields`. A field that is not
 name; null is the same as leaving it out. docs/compatibility.md lists every field.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -13,12 +13,11 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     WithJsonSchema,
-    model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from app.schemas.fields import OWN, ByType, Object, Range
+from app.schemas.fields import OWN, ByType, Object, Range, Wire
 from app.schemas.sampling import SamplingFields
 from model.messages import JSONSchema
 
@@ -47,21 +46,20 @@ OnlyFalse = Annotated[
 ]
 
 
-class Nullable(BaseModel):
+class Nullable(Wire):
     """Whatever may be left out may be null, too: clients write both.
 
     That goes for fields that the object does not have: null asks for nothing.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     # Taken with any value and left out, see app/schemas/openai_history.py.
     left_out: ClassVar[frozenset[str]] = frozenset()
 
-    @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
+    def given(cls, value: Object) -> Object:
+        if None not in value.values() and cls.left_out.isdisjoint(value):
             return value
         return {k: v for k, v in value.items() if v is not None and k not in cls.left_out}
 

@@ -1,10 +1,11 @@
 """POST /v1/chat/completions."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-import orjson
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from app import strict_json
 from app.schemas import openai_history
 from app.schemas.ask import Ask
 from app.schemas.fields import OWN, Object, Range, StringToo, either, refused
@@ -86,10 +87,10 @@ class CalledFunction(Nullable):
     arguments: str = ""
 
     def read(self) -> Any:
-        """An object where they are one; a call that came to its end too early is told as it is."""
+        """An object where they are one; what is not strict JSON, such as half a call, as a text."""
         try:
-            return orjson.loads(self.arguments or "{}")
-        except orjson.JSONDecodeError:
+            return strict_json.loads(self.arguments.encode() or b"{}")
+        except ValueError:
             return self.arguments
 
 
@@ -154,6 +155,28 @@ class ChatMessage(Nullable):
         return turn
 
 
+def _readable(messages: list[ChatMessage]) -> list[ChatMessage]:
+    """The arguments of calls are JSON texts, and count together as one body does."""
+    calls = [call for message in messages for call in message.tool_calls]
+    check_arguments(call.function.arguments for call in calls)
+    return messages
+
+
+def check_arguments(texts: Iterable[str]) -> None:
+    """Raises ValueError for more JSON than a body may have."""
+    try:
+        strict_json.check_together(texts)
+    except ValueError as error:
+        raise ValueError(f"the arguments of all calls together: {error}") from None
+
+
+Messages = Annotated[
+    list[ChatMessage],
+    Field(min_length=1, max_length=MAX_MESSAGES),
+    AfterValidator(_readable),
+]
+
+
 class FunctionDefinition(Nullable):
     left_out = openai_history.TOOL
 
@@ -212,7 +235,7 @@ class ChatBody(OpenAIFields):
             ]
         }
     )
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages
     max_tokens: Length | None = Field(None, description="The older name of max_completion_tokens.")
     max_completion_tokens: Length | None = Field(
         None, description="New tokens at most; by default as many as fit the context."

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from app.schemas.ask import Ask
-from app.schemas.fields import Range, either, refused, whole
+from app.schemas.fields import Range, either, integers, refused
 from app.schemas.openai import ID_SCHEMA, MAX_CHOICES, Length, N, OpenAIFields, StreamOptions
 from model import sampling
 
@@ -30,8 +30,7 @@ def _prompts(value: Any) -> Any:
 
 def _ids(value: Any) -> list[int] | None:
     """None for what is no list of integers."""
-    items: list[Any] = [whole(item) for item in value] if isinstance(value, list) else [None]
-    return items if all(type(item) is int for item in items) else None
+    return integers(value) if isinstance(value, list) else None
 
 
 _PROMPT_SCHEMA = {

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from app.schemas import openai_history
 from app.schemas.ask import Ask
-from app.schemas.fields import Object, Range, StringToo, either, refused
+from app.schemas.fields import Entries, Object, Range, StringToo, either, refused
 from app.schemas.openai import (
     MAX_MESSAGES,
     Label,
@@ -20,7 +20,7 @@ from app.schemas.openai import (
     grammar_of,
     shown_role,
 )
-from app.schemas.openai_chat import CalledFunction, RefusalPart, ToolCall
+from app.schemas.openai_chat import CalledFunction, RefusalPart, ToolCall, check_arguments
 from model import sampling
 from model.messages import Conversation
 
@@ -143,6 +143,13 @@ InputItem = Annotated[
 ]
 
 
+def _readable(items: list[Any]) -> list[Any]:
+    """The arguments of calls are JSON texts, and count together as one body does."""
+    calls = [item for item in items if isinstance(item, FunctionCallItem)]
+    check_arguments(call.arguments for call in calls)
+    return items
+
+
 class ResponseText(Nullable):
     format: TextFormatOfResponses = TextFormat(type="text")
 
@@ -183,6 +190,7 @@ class ResponseBody(OpenAIFields):
     input: Annotated[
         list[InputItem],
         Field(min_length=1, max_length=MAX_MESSAGES),
+        AfterValidator(_readable),
         StringToo(_as_message),
     ]
     instructions: str | None = Field(None, description="A system message before the input.")
@@ -192,7 +200,7 @@ class ResponseBody(OpenAIFields):
     background: bool = Field(False, description="Answer at once; the response goes on by itself.")
     store: bool = Field(True, description="Whether it can be retrieved, while its tape is kept.")
     previous_response_id: Label | None = Field(None, description="Go on with that conversation.")
-    metadata: Annotated[dict[_Key, Label], Field(max_length=16)] = Field(
+    metadata: Annotated[dict[_Key, Label], Entries(16)] = Field(
         {}, description="Kept with the response: keys of up to 64 characters, values of up to 512."
     )
     text: ResponseText = Field(ResponseText(), description="Text, or JSON by a schema.")

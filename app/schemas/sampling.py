@@ -3,54 +3,58 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 
-from app.schemas.fields import OWN, Range, StringToo
+from app.schemas.fields import OWN, Entries, Range, StringToo, Wire, refused
 from model import sampling
 
 _NUMBER = re.compile("(0|[1-9][0-9]{0,9})")
 
 
-def _few(value: Any) -> Any:
-    """Counted before any entry is looked at: complaints about 200,000 of them take seconds."""
-    if isinstance(value, dict) and len(value) > sampling.MAX_LOGIT_BIAS:
-        raise ValueError(f"must have at most {sampling.MAX_LOGIT_BIAS} entries, not {len(value)}")
-    return value
+_LAST_ID = 2**31 - 1
+_BIAS = 100
 
 
-def _digits(value: Any) -> Any:
-    """Keys are texts; " 7" and "07" would be other keys, for the same token."""
-    return int(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+def _biases(value: Any) -> dict[int, float]:
+    """Written out, because a dictionary of pydantic's would complain of every entry."""
+    if not isinstance(value, dict):
+        raise ValueError("should be an object")
+    biases = {}
+    for key, bias in value.items():
+        # " 7" and "07" would be other keys, for the same token.
+        if not _NUMBER.fullmatch(key) or int(key) > _LAST_ID:
+            raise refused(key, f"the key must be an integer from 0 to {_LAST_ID}")
+        if type(bias) not in (int, float) or not -_BIAS <= bias <= _BIAS:
+            raise refused(key, f"must be a number from {-_BIAS} to {_BIAS}")
+        biases[int(key)] = float(bias)
+    return biases
 
 
-TokenId = Annotated[int, Range(0, 2**31 - 1, of="token_id")]
+TokenId = Annotated[int, Range(0, _LAST_ID, of="token_id")]
 StopString = Annotated[str, Field(min_length=1, max_length=sampling.MAX_STOP_LENGTH)]
 Stop = Annotated[
     list[StopString],
     Field(max_length=sampling.MAX_STOP_STRINGS),
     StringToo(lambda text: [text], {"minLength": 1, "maxLength": sampling.MAX_STOP_LENGTH}),
 ]
-Bias = Annotated[float, Range(-100, 100)]
 LogitBias = Annotated[
-    dict[Annotated[TokenId, BeforeValidator(_digits)], Bias],
-    BeforeValidator(_few),
+    dict[int, float],
+    PlainValidator(_biases),
     WithJsonSchema(
         {
             "type": "object",
             "propertyNames": {"pattern": f"^{_NUMBER.pattern}$", OWN: "token_key"},
-            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
-            "maxProperties": sampling.MAX_LOGIT_BIAS,
+            "additionalProperties": {"type": "number", "minimum": -_BIAS, "maximum": _BIAS},
         }
     ),
+    Entries(sampling.MAX_LOGIT_BIAS),
 ]
 CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
 OnDisconnect = Literal["pause", "abort", "continue"]
 
 
-class SamplingFields(BaseModel):
+class SamplingFields(Wire):
     """How to choose the continuation, and what to do when the reader leaves."""
-
-    model_config = ConfigDict(extra="forbid")
 
     temperature: Annotated[float, Range(0, 2)] = Field(
         0.7, description="0 is greedy; higher is more random."

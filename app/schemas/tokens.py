@@ -1,15 +1,20 @@
 """The wire types of /tokenize and /detokenize."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from app.schemas.fields import either, refused, whole
-from app.schemas.openai import ID_SCHEMA, MAX_MESSAGES, ModelName, Nullable
-from app.schemas.openai_chat import ChatMessage
+from app.schemas.fields import either, integers, refused
+from app.schemas.openai import ID_SCHEMA, ModelName, Nullable
+from app.schemas.openai_chat import Messages
 from model.messages import Conversation
 
 MAX_TOKENS = 2**17
+
+
+def _as_integers(value: Any) -> Any:
+    """What is none is left for the list to name."""
+    return value if not isinstance(value, list) else integers(value) or value
 
 
 class TokenizeBody(Nullable):
@@ -24,7 +29,7 @@ class TokenizeBody(Nullable):
 
     model: ModelName | None = Field(None, description="As /v1/models has it.")
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    messages: Messages | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
@@ -49,9 +54,11 @@ class TokenizeAnswer(BaseModel):
 
 class DetokenizeBody(Nullable):
     model: ModelName | None = Field(None, description="As /v1/models has it.")
-    tokens: list[Annotated[int, BeforeValidator(whole), WithJsonSchema(ID_SCHEMA)]] = Field(
-        max_length=MAX_TOKENS
-    )
+    tokens: Annotated[
+        list[Annotated[int, WithJsonSchema(ID_SCHEMA)]],
+        Field(max_length=MAX_TOKENS),
+        BeforeValidator(_as_integers),
+    ]
 
 
 class DetokenizeAnswer(BaseModel):
