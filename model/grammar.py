@@ -78,7 +78,7 @@ def embedded(schema: Mapping[str, Any]) -> str:
     """
     _refuse_what_cannot_be(schema)
     try:
-        exact = _exact_formats(schema)
+        exact = _exact(schema)
         return json.dumps({**exact, "x-guidance": _JSON}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise GrammarError(f"the schema is no usable JSON: {_line(str(error))}") from error
@@ -134,7 +134,10 @@ def explain(problem: str) -> str:
         return "oneOf is only supported where types or constants tell its members apart; use anyOf"
     if "NoExtensionBias" in problem:
         return "the grammar allows no answer at all"
-    return _line(problem.replace("Unimplemented keys", "not supported"))
+    if "Unimplemented keys" in problem:
+        problem = problem.replace("Unimplemented keys", "not supported")
+        return f"{_line(problem)}; leave it out of the schema, and check the answer for it"
+    return _line(problem)
 
 
 @cache
@@ -158,9 +161,22 @@ def _line(problem: str) -> str:
     return first[:300]
 
 
-# ---- what llguidance would take for more than it is
+# ---- what llguidance would take for more than it is, or refuse though it says nothing
 
 _VALUES: Final = ("const", "enum", "default", "examples")  # no schemas, whatever is in them
+_BY_NAME: Final = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_BESIDE: Final = frozenset(  # whose schemas look at the same object or array
+    ("allOf", "anyOf", "oneOf", "if", "$ref", "$dynamicRef", "dependentSchemas", "dependencies")
+)
+_ANNOTATIONS: Final = frozenset(
+    ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly")
+)
+
+# Those that llguidance follows. Any other is an annotation: draft 2020-12, validation, 7.2.1.
+_FORMATS: Final = frozenset(
+    {"date-time", "date", "time", "duration", "email", "hostname"}
+    | {"ipv4", "ipv6", "uri", "uuid", "unknown"}
+)
 _DATE: Final = "....-(02-(0.|1.|2[0-8])|(0[13-9]|1.)-..)"
 _LABEL: Final = "[^.]{1,63}"  # of a domain
 _DATES: Final = {
@@ -172,24 +188,118 @@ _NAMES: Final = {
     "email": {"pattern": rf"^[^@]{{1,64}}@{_LABEL}([.]{_LABEL})*$", "maxLength": 254},
     "hostname": {"maxLength": 253},
 }
+# pydantic's: the version, and the variant that has versions (RFC 9562, 4.1 and 4.2).
+_UUIDS: Final = {
+    f"uuid{n}": {"format": "uuid", "pattern": f"^.{{14}}{n}.{{4}}[89abAB]"} for n in range(1, 9)
+}
 
 
-def _exact_formats(value: Any) -> Any:
-    """The same schema with formats to the letter.
-
-    Without February 29 and leap seconds, which only some years and days have, and with the lengths
-    that names in the Internet may have, unless a pattern of the schema's own bounds these: of two
-    it cannot always be told whether anything fits both.
-    """
+def _exact(value: Any) -> Any:
+    """The same schema with formats to the letter, and without keywords that change nothing."""
     if isinstance(value, list | tuple):
-        return [_exact_formats(part) for part in value]
+        return [_exact(part) for part in value]
     if not isinstance(value, Mapping):
         return value
-    exact = {key: part if key in _VALUES else _exact_formats(part) for key, part in value.items()}
-    rules: Mapping[str, Any] = _DATES if "pattern" in value else _DATES | _NAMES
-    if rule := rules.get(str(value.get("format"))):
-        exact["allOf"] = [*exact.get("allOf", ()), rule]
+    return _with_exact_format(_without_idle(_inner_exact(value)))
+
+
+def _inner_exact(schema: Mapping[str, Any]) -> dict[str, Any]:
+    exact = {}
+    for key, part in schema.items():
+        if key in _BY_NAME and isinstance(part, Mapping):
+            exact[key] = {name: _exact(inner) for name, inner in part.items()}
+        else:
+            exact[key] = part if key in _VALUES else _exact(part)
     return exact
+
+
+def _with_exact_format(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without February 29 and leap seconds, which only some years and days have.
+
+    And with the lengths that names in the Internet may have, unless a pattern of the schema's own
+    bounds these: of two it cannot always be told whether anything fits both.
+    """
+    format = schema.get("format")
+    if not isinstance(format, str):
+        return schema
+    if format not in _FORMATS:
+        schema = {key: part for key, part in schema.items() if key != "format"}
+    own = {} if "pattern" in schema else _NAMES
+    rules: Mapping[str, Any] = {**_DATES, **_UUIDS, **own}
+    if rule := rules.get(format):
+        return {**schema, "allOf": [*schema.get("allOf", ()), rule]}
+    return schema
+
+
+def _without_idle(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without keywords that forbid nothing here, or in the words that llguidance knows for them."""
+    exact = {key: part for key, part in schema.items() if not _is_idle(key, part, schema)}
+    if not _BESIDE & exact.keys():
+        for key, same in (("Properties", "additionalProperties"), ("Items", "items")):
+            if f"unevaluated{key}" in exact and same not in exact:
+                exact[same] = exact.pop(f"unevaluated{key}")
+    return _with_listed_names(exact)
+
+
+def _is_idle(key: str, part: Any, schema: Mapping[str, Any]) -> bool:
+    """Whether the keyword `key` says nothing in `schema`, by draft 2020-12 or one before it."""
+    match key:
+        case "uniqueItems":
+            return part is False or _at_most_one(schema)
+        case "propertyNames":
+            return part is True or (isinstance(part, Mapping) and not _asked_of_text(part))
+        case "additionalItems":
+            return not isinstance(schema.get("items"), list)
+        case "unevaluatedProperties":
+            return part is True or part == {} or "additionalProperties" in schema
+        case "unevaluatedItems":
+            return part is True or part == {} or isinstance(schema.get("items"), Mapping | bool)
+        case "dependentRequired" | "dependentSchemas" | "dependencies":
+            return not part
+        case "minContains" | "maxContains":
+            return "contains" not in schema
+        case "if":
+            return not {"then", "else"} & schema.keys()
+        case "then" | "else":
+            return "if" not in schema
+        case "not":
+            return part is False
+        case "$dynamicAnchor" | "$recursiveAnchor":
+            return True
+        case _:
+            return False
+
+
+def _at_most_one(schema: Mapping[str, Any]) -> bool:
+    most = schema.get("maxItems")
+    return isinstance(most, int | float) and most <= 1
+
+
+def _asked_of_text(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """What else than being one is asked of a text by `schema`."""
+    asked = {key: part for key, part in schema.items() if key not in _ANNOTATIONS}
+    kinds = asked.get("type")
+    if kinds == "string" or (isinstance(kinds, list | tuple) and "string" in kinds):
+        del asked["type"]
+    if asked.get("minLength") == 0:
+        del asked["minLength"]
+    return asked
+
+
+def _with_listed_names(schema: dict[str, Any]) -> dict[str, Any]:
+    """A mapping whose keys are listed is an object with these properties."""
+    names = schema.get("propertyNames")
+    asked = _asked_of_text(names) if isinstance(names, Mapping) else {}
+    listed = asked.get("enum")
+    if len(asked) != 1 or not isinstance(listed, list) or "patternProperties" in schema:
+        return schema
+    properties, other = dict(schema.get("properties", {})), schema.get("additionalProperties", {})
+    keys = [name for name in listed if isinstance(name, str)]
+    return {
+        **{key: part for key, part in schema.items() if key != "propertyNames"},
+        "properties": {key: properties.get(key, other) for key in keys},
+        "additionalProperties": False,
+    }
 
 
 # ---- what llguidance would take, and must not

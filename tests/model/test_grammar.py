@@ -4,18 +4,24 @@ The default model answers under fifty schemas; all else is done by a tiny one, w
 single bytes and whose logits make no sense.
 """
 
+import datetime
+import decimal
+import enum
 import gc
+import ipaddress
 import json
+import random
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jsonschema_rs
 import psutil
+import pydantic
 import pytest
 import torch
 from hypothesis import given, settings
@@ -166,6 +172,20 @@ def test_formats_are_kept_to_the_letter(name: str) -> None:
         assert not accepts(grammar, json.dumps({"format": wrong}))
 
 
+def test_properties_that_are_named_like_keywords_are_schemas() -> None:
+    schema = closed({"default": {"type": "string", "format": "date"}})
+    assert accepts(json_schema(schema), '{"default": "2024-02-28"}')
+    assert not accepts(json_schema(schema), '{"default": "2023-02-29"}')
+
+
+@pytest.mark.parametrize("version", range(1, 9))
+def test_a_uuid_has_the_version_that_is_asked_for(version: int) -> None:
+    grammar = json_schema({"type": "string", "format": f"uuid{version}"})
+    for other in range(1, 9):
+        written = json.dumps(f"6ba7b810-9dad-{other}1d1-80b4-00c04fd430c8")
+        assert accepts(grammar, written) == (other == version)
+
+
 def test_what_only_looks_like_a_format_is_left_alone() -> None:
     constant = {"format": "date", "allOf": 1}
     assert accepts(json_schema({"const": constant}), json.dumps(constant))
@@ -192,7 +212,17 @@ REFUSED = {
     "nested": ({"properties": {"a": {"items": {"uniqueItems": True}}}}, "not supported"),
     "leniency asked for": ({"uniqueItems": True, "x-guidance": {"lenient": True}}, "not supported"),
     "oneOf": ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "use anyOf"),
-    "format": ({"type": "string", "format": "regex"}, "Unknown format"),
+    "key names": ({"propertyNames": {"maxLength": 3}}, "leave it out"),
+    "key formats": ({"propertyNames": {"format": "uuid"}}, "not supported"),
+    "two may come twice": ({"uniqueItems": True, "maxItems": 2}, "leave it out"),
+    "what others have left": (
+        {"allOf": [{"properties": {"a": {}}}], "unevaluatedProperties": False},
+        "not supported",
+    ),
+    "what a tuple has left": (
+        {"items": [{}], "unevaluatedItems": False},
+        "not supported",
+    ),
     "lookahead": ({"type": "string", "pattern": "(?=a)b"}, "look-ahead"),
     "backreference": ({"type": "string", "pattern": r"(a)\1"}, "backreferences"),
     "pattern": ({"type": "string", "pattern": "["}, "unclosed"),
@@ -250,6 +280,188 @@ def test_what_cannot_be_followed_to_the_letter_is_refused_in_one_line(name: str)
         check(json_schema(schema))
     assert "\n" not in str(error.value)
     assert len(str(error.value)) <= 400
+
+
+# What says nothing of an answer, alone or in its place.
+IDLE: list[dict[str, Any]] = [
+    {"title": "T", "description": "d", "$comment": "c", "default": 1, "examples": [1]},
+    {"deprecated": True, "readOnly": True, "writeOnly": False},
+    {"$id": "https://example.org/s", "$schema": "https://json-schema.org/draft/2020-12/schema"},
+    {"$schema": "http://json-schema.org/draft-07/schema#"},
+    {"contentMediaType": "application/json", "contentEncoding": "base64", "contentSchema": {}},
+    {"x-order": 1, "nullable": True, "example": {}, "externalDocs": {}, "xml": {}},
+    {"$dynamicAnchor": "meta"},
+    {"uniqueItems": False},
+    {"propertyNames": {}},
+    {"propertyNames": True},
+    {"propertyNames": {"type": "string"}},
+    {"propertyNames": {"type": ["string", "number"], "minLength": 0, "title": "T"}},
+    {"propertyNames": {"type": "string", "format": "regex"}},
+    {"unevaluatedProperties": True, "unevaluatedItems": {}},
+    {"additionalItems": False},
+    {"dependentRequired": {}, "dependentSchemas": {}, "dependencies": {}},
+    {"minContains": 2, "maxContains": 0},
+    {"if": {"type": "null"}},
+    {"then": False, "else": False},
+    {"not": False},
+    *({"format": name} for name in ("regex", "uri-reference", "json-pointer", "iri", "binary")),
+    *({"format": name} for name in ("int32", "json-string", "path", "password", "no such")),
+]
+PLACES: dict[str, Any] = {
+    "alone": lambda schema: schema,
+    "a property": lambda schema: closed({"uniqueItems": schema}),
+    "an item": lambda schema: {"type": "array", "items": schema, "maxItems": 2},
+    "behind a reference": lambda schema: {"$ref": "#/$defs/if", "$defs": {"if": schema}},
+    "one of two": lambda schema: {"anyOf": [schema, {"type": "null"}]},
+}
+KINDS: list[dict[str, Any]] = [
+    text(4),
+    {"type": "array", "items": {"type": "integer", "maximum": 9}, "maxItems": 2},
+    closed({"a": {"type": "boolean"}}),
+    {"type": "object", "additionalProperties": {"type": "null"}, "maxProperties": 1},
+]
+
+
+def any_answer(schema: dict[str, Any], seed: int) -> Any:
+    """An answer that follows the grammar, byte by byte, and nothing else; None where it is long."""
+    tokenizer = LLTokenizer("byte")
+    matcher, chosen = LLMatcher(tokenizer, json_schema(schema), limits=LIMITS), random.Random(seed)
+    answer = bytearray()
+    while not matcher.is_stopped() and len(answer) < 400:
+        mask = matcher.compute_logit_bias()
+        allowed = [id for id in range(256) if mask[id]]
+        if not allowed or (matcher.is_accepting() and chosen.random() < 0.5):
+            break
+        answer.append(chosen.choice(allowed))
+        assert matcher.consume_token(answer[-1])
+    return json.loads(answer) if matcher.is_accepting() else None
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("idle", IDLE, ids=str)
+def test_what_says_nothing_is_taken(idle: dict[str, Any], place: str) -> None:
+    """And the answers are valid, by the schema as it was sent."""
+    answers = 0
+    for seed, kind in enumerate(KINDS * 3):
+        sent = {key: part for key, part in idle.items() if key not in kind}
+        schema = PLACES[place](kind | sent)
+        check(json_schema(schema))
+        value = any_answer(schema, seed)
+        assert jsonschema_rs.validator_for(schema).is_valid(value) or value is None
+        answers += value is not None
+    assert answers > 3
+
+
+SAME_IN_OTHER_WORDS: list[tuple[dict[str, Any], str, str]] = [
+    # schema, an answer, one that is none
+    ({"type": "array", "uniqueItems": True, "maxItems": 1, "items": {}}, "[1]", "[1, 1]"),
+    (
+        {"type": "object", "properties": {"a": {}}, "unevaluatedProperties": False},
+        '{"a": 1}',
+        '{"b": 1}',
+    ),
+    (
+        {"type": "object", "additionalProperties": {}, "unevaluatedProperties": False},
+        '{"b": 1}',
+        "[]",
+    ),
+    ({"type": "array", "prefixItems": [{}], "unevaluatedItems": False}, "[1]", "[1, 2]"),
+    (
+        {"type": "object", "unevaluatedProperties": {"type": "integer"}},
+        '{"b": 1}',
+        '{"b": "1"}',
+    ),
+    (
+        {
+            "type": "object",
+            "propertyNames": {"type": "string", "enum": ["a", "b"]},
+            "additionalProperties": {"type": "integer"},
+            "required": ["a"],
+        },
+        '{"a": 1, "b": 2}',
+        '{"a": 1, "c": 2}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "answer", "none"), SAME_IN_OTHER_WORDS)
+def test_keywords_that_others_can_express_are_followed(
+    schema: dict[str, Any], answer: str, none: str
+) -> None:
+    grammar = json_schema(schema)
+    check(grammar)
+    assert is_valid(schema, json.loads(answer))
+    assert accepts(grammar, answer)
+    assert not is_valid(schema, json.loads(none))
+    assert not accepts(grammar, none)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Everything(pydantic.BaseModel):
+    """What pydantic makes schemas of, and people put into answers."""
+
+    id: pydantic.UUID4
+    raw: bytes
+    nested: pydantic.Json[list[int]]
+    when: datetime.datetime
+    lasts: datetime.timedelta
+    path: Path
+    secret: pydantic.SecretStr
+    url: pydantic.AnyUrl
+    address: ipaddress.IPv4Address | ipaddress.IPv6Network
+    colour: Colour = pydantic.Field(Colour.RED, description="One of two.", examples=["red"])
+    counts: dict[str, int] = pydantic.Field({}, deprecated=True)
+    by_name: dict[Literal["a", "b"], int]
+    price: decimal.Decimal
+    pair: tuple[int, str]
+    among: Annotated[list[int], pydantic.Field(min_length=0, max_length=3)]
+    inner: "Everything | None" = None
+
+    model_config = pydantic.ConfigDict(json_schema_extra={"x-own": 1})
+
+
+# As zod 4 writes z.object with records, formats, defaults and metadata.
+ZOD = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "properties": {
+        "counts": {
+            "type": "object",
+            "propertyNames": {"type": "string"},
+            "additionalProperties": {"type": "number"},
+        },
+        "levels": {
+            "type": "object",
+            "propertyNames": {"type": "string", "enum": ["low", "high"]},
+            "additionalProperties": {"type": "boolean"},
+            "required": ["low", "high"],
+        },
+        "key": {"type": "string", "format": "nanoid", "pattern": "^[a-zA-Z0-9_-]{21}$"},
+        "code": {"type": "string", "format": "base64", "contentEncoding": "base64"},
+        "size": {"default": 3, "type": "integer", "minimum": -999, "maximum": 999},
+        "file": {"type": "string", "format": "binary", "minLength": 0, "id": "f", "meta": {}},
+    },
+    "required": ["counts", "levels", "key", "code", "size", "file"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        Everything.model_json_schema(),
+        Everything.model_json_schema(mode="serialization"),
+        ZOD,
+    ],
+    ids=["pydantic", "pydantic, written", "zod"],
+)
+def test_schemas_of_the_usual_tools_are_taken(schema: dict[str, Any]) -> None:
+    check(json_schema(schema))
+    check(lark(f"start: json\njson: %json {embedded(schema)}"))
 
 
 @pytest.mark.parametrize(
