@@ -1,5 +1,6 @@
 """The application: routes, errors and services put together. Nothing is decided here."""
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -51,6 +52,8 @@ from model.loading.hub import resolve
 
 _BODIES = 64 << 20  # bytes of bodies that all clients may have under way
 
+logger = logging.getLogger("tickertape")
+
 
 def create_app(settings: Settings | None = None, engine: EngineLink | None = None) -> FastAPI:
     """The service for one model.
@@ -66,6 +69,9 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
     model_name = checkpoint.name if Path(settings.model).exists() else settings.model
     # Opened before the first request needs it: the engine loads for longer than this takes.
     tokenizer = checkpoint.tokenizer()
+    if tokenizer.corrected:
+        names = ", ".join(tokenizer.corrected)
+        logger.warning("the model calls %s text; taken as control tokens all the same", names)
     max_model_len = settings.max_model_len or checkpoint.config.max_model_len
     metrics = Metrics(model_name, max_model_len)
     store = _store(settings)

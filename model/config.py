@@ -24,6 +24,9 @@ _MAX_HEADS = 4096
 _MAX_SIZE = 1 << 22
 _MAX_CONTEXT = 1 << 27
 
+# None, or -1 of signed or unsigned 32 bits: there is no such token.
+_NO_TOKENS = (None, -1, 0xFFFFFFFF)
+
 # Keys with which a "llama" GGUF file asks for other mathematics than ours (Granite, Grok, ...).
 _GGUF_UNSUPPORTED = (
     "attention.clamp_kqv",
@@ -65,7 +68,8 @@ class ModelConfig:
     """The shape of a decoder.
 
     `windows` has one entry per layer: with a window of W, position q sees the keys k with
-    q - W < k <= q; None is full attention. `eos_token_ids` are all the ids that end an answer.
+    q - W < k <= q; None is full attention. `eos_token_ids` are the ids that the model file says
+    end an answer; tokens that do so by their names, `Tokenizer.end_ids` has.
     """
 
     name: str
@@ -166,12 +170,13 @@ class ModelConfig:
         heads = fields.integer("attention.head_count", high=_MAX_HEADS)
         context = fields.integer("context_length", high=_MAX_CONTEXT)
         window = fields.integer("attention.sliding_window", 0, low=0, high=_MAX_CONTEXT) or None
+        vocab_size = _gguf_vocab_size(fields, metadata)
         tokens = _Fields(metadata, prefix="tokenizer.ggml.")
-        ends = (tokens.token(f"{key}_token_id") for key in ("eos", "eot", "eom"))
+        ends = (tokens.token(f"{key}_token_id", vocab_size) for key in ("eos", "eot", "eom"))
         return cls(
             name=name,
             family=family,
-            vocab_size=_gguf_vocab_size(fields, metadata),
+            vocab_size=vocab_size,
             hidden_size=hidden_size,
             intermediate_size=fields.integer("feed_forward_length"),
             num_layers=layers,
@@ -187,7 +192,7 @@ class ModelConfig:
             o_bias="blk.0.attn_output.bias" in tensor_names,
             mlp_bias="blk.0.ffn_gate.bias" in tensor_names,
             windows=(window,) * layers,
-            bos_token_id=tokens.token("bos_token_id"),
+            bos_token_id=tokens.token("bos_token_id", vocab_size),
             eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
         )
 
@@ -231,14 +236,17 @@ class _Fields:
     def text(self, key: str, default: str | None = None) -> str:
         return self._typed(key, default, lambda value: type(value) is str, "a string")
 
-    def token(self, key: str) -> int | None:
-        return None if self.get(key) is None else self.integer(key, low=0)
+    def token(self, key: str, vocab_size: int = _MAX_SIZE + 1) -> int | None:
+        if self.get(key) in _NO_TOKENS:
+            return None
+        return self.integer(key, low=0, high=vocab_size - 1)
 
     def tokens(self, key: str) -> tuple[int, ...]:
         """The token ids under a key that may hold none, one, or a list of them."""
         value = self.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        return tuple(_Fields({key: item}).integer(key, low=0) for item in ids)
+        ends = (_Fields({key: item}).token(key) for item in ids)
+        return tuple(end for end in ends if end is not None)
 
     def mapping(self, key: str) -> dict[str, Any]:
         return self._typed(key, {}, lambda value: isinstance(value, dict), "an object")

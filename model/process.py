@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -111,8 +111,8 @@ def load(options: Configure) -> tuple[Engine, Ready, Model]:
     began = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = open_checkpoint(Path(options.model_path))
-    config = checkpoint.config
     tokenizer = checkpoint.tokenizer()
+    config = replace(checkpoint.config, eos_token_ids=tokenizer.end_ids)
     guides = Guides(tokenizer, config)  # ready before anybody waits for tokens
     choice = choose(options.dtype, config, device)
     num_blocks = _num_blocks(options, config, choice.backend, device)

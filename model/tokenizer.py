@@ -33,6 +33,22 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # tokenizer.ggml.token_type (llama.cpp: enum llama_token_type)
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
+# A model file may name one end only, that of texts for example, and not that of turns. As in
+# llama.cpp (src/llama-vocab.cpp, special_eog_ids), a control token of such a name ends an answer.
+_ENDS_BY_NAME = frozenset(
+    {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>"}
+    | {"<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<end_of_utterance>"}
+    | {"</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<turn|>"}
+)
+# The last may be words of a text. The others, and what begins a turn, are control tokens even
+# where the file says that they are text: as text, a user could write them.
+_MAYBE_TEXT = frozenset({"</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<turn|>"})
+_CONTROL_BY_NAME = (_ENDS_BY_NAME - _MAYBE_TEXT) | frozenset(
+    {"<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<start_of_turn>"}
+    | {"<|begin_of_text|>", "<|startoftext|>", "<｜begin▁of▁sentence｜>"}
+    | {"<｜User｜>", "<｜Assistant｜>", "<|system|>", "<|user|>", "<|assistant|>"}
+)
+
 
 class Tokenizer:
     """One vocabulary. Every method may be called from any thread.
@@ -43,6 +59,8 @@ class Tokenizer:
     Attributes:
         bos_token, eos_token: what a chat template is given under these names, if anything.
         special_ids: the control tokens.
+        end_ids: those that end an answer: what the model file says, and by their names.
+        corrected: the control tokens that the file calls text, in its spelling.
         control_initials: the characters with which control tokens begin.
         vocab_size: one more than the highest id.
         strip_leading_space: whether the first token of a text carries a space that is none of its
@@ -52,11 +70,17 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: Backend, *, bos_token: str | None = None, eos_token: str | None = None
+        self,
+        backend: Backend,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        end_ids: Sequence[int] = (),
     ) -> None:
         """Take over `backend`. Raises ModelLoadError if its vocabulary is of another kind."""
         backend.no_truncation()
         backend.no_padding()
+        self.corrected = _correct_control_tokens(backend, end_ids)
         self._byte_level, self.strip_leading_space = _decoder_style(backend)
         self._plain = backend
         # Whether control tokens are parsed is state of the backend, so each way has its own.
@@ -71,14 +95,23 @@ class Tokenizer:
         self.bos_token = bos_token
         self.eos_token = eos_token
         self.special_ids = frozenset(self._control)
+        named = [id for id, token in self._control.items() if token.content in _ENDS_BY_NAME]
+        self.end_ids = tuple(dict.fromkeys([*end_ids, *named]))
         self.control_initials = frozenset(token.content[0] for token in self._control.values())
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @classmethod
     def from_json(
-        cls, source: Path | str, *, bos_token: str | None = None, eos_token: str | None = None
+        cls,
+        source: Path | str,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        end_ids: Sequence[int] = (),
     ) -> "Tokenizer":
         """Load a Hugging Face tokenizer.json, given its path or (as str) its content.
+
+        `end_ids` are those with which the model's configuration ends an answer.
 
         Raises:
             ModelLoadError: it is not readable, or its kind of vocabulary is not implemented.
@@ -88,11 +121,13 @@ class Tokenizer:
             backend = Backend.from_str(text)
         except Exception as error:  # the Rust side raises plain Exception
             raise ModelLoadError(f"not a usable tokenizer.json ({error!s:.200})") from error
-        return cls(backend, bos_token=bos_token, eos_token=eos_token)
+        return cls(backend, bos_token=bos_token, eos_token=eos_token, end_ids=end_ids)
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
+    def from_gguf(cls, metadata: Mapping[str, Any], *, end_ids: Sequence[int] = ()) -> "Tokenizer":
         """Build the tokenizer that the metadata of a GGUF file describes.
+
+        `end_ids` are those with which the model's configuration ends an answer.
 
         Raises:
             ModelLoadError: something is missing, or names a tokenizer that is not implemented.
@@ -108,6 +143,7 @@ class Tokenizer:
             backend,
             bos_token=vocabulary.token_text("bos_token_id"),
             eos_token=vocabulary.token_text("eos_token_id"),
+            end_ids=end_ids,
         )
 
     def encode(
@@ -229,6 +265,21 @@ def _decoder_style(backend: Backend) -> tuple[bool, bool]:
     if "Replace" in kinds:
         return False, "Strip" in kinds
     raise ModelLoadError("the tokenizer is neither byte-level nor SentencePiece-like BPE")
+
+
+def _correct_control_tokens(backend: Backend, end_ids: Sequence[int]) -> list[str]:
+    """Make control tokens of ends, and of tokens with the names of control tokens.
+
+    Returns those that were text so far. As text they would show in answers, and a user's message
+    could end a turn.
+    """
+    names = {name for name in _CONTROL_BY_NAME if backend.token_to_id(name) is not None}
+    ends = [backend.id_to_token(id) for id in end_ids]
+    names.update(end for end in ends if end and len(end) > 1)  # one byte is a text, end or not
+    names -= {token.content for token in _control_tokens(backend).values()}
+    wrong = sorted(names)
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in wrong])
+    return wrong
 
 
 def _control_tokens(backend: Backend) -> dict[int, AddedToken]:
@@ -389,6 +440,12 @@ class _GGUFVocabulary:
     def _byte_level(self) -> tuple[Backend, bool]:
         name = self._get("pre")
         recipe = _RECIPES.get(name) if isinstance(name, str) else None
+        if name is None:
+            raise ModelLoadError(
+                "tokenizer.ggml.pre is missing, which says how text is cut into words; convert the "
+                "model again, or add it: gguf-new-metadata --pre-tokenizer NAME old.gguf new.gguf, "
+                f"where NAME is {', '.join(_RECIPES)}"
+            )
         if recipe is None:
             # Guessing one would give almost the right ids, and an answer that is subtly worse.
             raise ModelLoadError(

@@ -55,6 +55,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     if path.is_dir():
         return SafetensorsCheckpoint(path)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return GGUFCheckpoint(path)
     raise ModelLoadError(f"{path}: expected a .gguf file or a directory with *.safetensors")

@@ -29,6 +29,7 @@ from gguf.quants import QuantError, dequantize, quant_shape_to_byte_shape
 
 from model.config import ModelConfig
 from model.errors import ModelLoadError, errors_name
+from model.loading.strangers import HEAD_BYTES, what_it_is
 from model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class GGUFCheckpoint:
     def tokenizer(self) -> Tokenizer:
         """Build the tokenizer. Raises ModelLoadError."""
         with errors_name(self._path):
-            return Tokenizer.from_gguf(self._metadata)
+            return Tokenizer.from_gguf(self._metadata, end_ids=self.config.eos_token_ids)
 
     def weights(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Canonical names and float32 tensors in our layout, dequantized one at a time.
@@ -216,8 +217,8 @@ class _Cursor:
 
 def _map_file(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
-        if file.read(4) != _MAGIC:
-            raise ModelLoadError("this is not a GGUF file")
+        if (head := file.read(HEAD_BYTES))[:4] != _MAGIC:
+            raise ModelLoadError(f"this is not a GGUF file{what_it_is(head)}")
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
@@ -238,7 +239,8 @@ def _read_header(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, _TensorInfo
         raise ModelLoadError(f"the file is corrupt ({error!s:.120}); fetch it again") from error
     if metadata.get("split.count", 0) not in (0, 1):
         raise ModelLoadError(
-            "this is one part of a split model; join the parts with llama-gguf-split"
+            "this is one part of a split model; join the parts: llama-gguf-split --merge "
+            "NAME-00001-of-0000N.gguf whole.gguf"
         )
     return metadata, tensors
 

@@ -29,6 +29,10 @@ def resolve(model: str, *, revision: str | None = None) -> Path:
         return _bundled()
     # An empty name would be the working directory.
     if model and (path := _local(model)):
+        if path.is_file() and path.suffix == ".safetensors":
+            raise ModelLoadError(
+                f"{model!r:.200} is one file of a model; give the path of its directory"
+            )
         return path
     if _HUB_ID.fullmatch(model) and not Path(model).exists():
         return _download(model, revision)
@@ -39,10 +43,10 @@ def resolve(model: str, *, revision: str | None = None) -> Path:
 
 
 def _local(model: str) -> Path | None:
-    """The directory or .gguf file of that name, if there is one."""
+    """The directory of that name, or the file of weights, if there is one."""
     try:
         path = Path(model).expanduser()
-        if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        if path.is_dir() or (path.is_file() and path.suffix.lower() in (".gguf", ".safetensors")):
             return path
     except (OSError, RuntimeError, ValueError):  # too long, ~ without a home, a NUL
         pass

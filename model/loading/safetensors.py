@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from model.config import ModelConfig
 from model.errors import ModelLoadError, errors_name
+from model.loading.strangers import head_of, is_stranger, what_it_is
 from model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -22,6 +23,14 @@ _INDEX = "model.safetensors.index.json"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 _FLOATS = {"F32", "BF16", "F16"}
 _MAX_JSON_BYTES = 256 << 20
+
+_FETCH = "fetch the model again"
+_HOW_TO_GET = {
+    "tokenizer.json": (
+        "fetch it, or write it with transformers: "
+        "AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
+    )
+}
 
 _GLOBAL_NAMES = {
     "model.embed_tokens.weight": "embed.weight",
@@ -54,7 +63,13 @@ class SafetensorsCheckpoint:
         self._directory = directory
         self.name = _name(directory)
         with errors_name(directory):
+            _refuse_other_directories(directory)
             self._files = _weight_files(directory)
+            for file in self._files:
+                if is_stranger(head := head_of(file)):
+                    raise ModelLoadError(
+                        f"{file.name}: this is not a safetensors file{what_it_is(head)}"
+                    )
             self._tokenizer_config = _read_json(directory / "tokenizer_config.json", optional=True)
             self.config = ModelConfig.from_hf(
                 _read_json(directory / "config.json"),
@@ -71,6 +86,7 @@ class SafetensorsCheckpoint:
                 _read_text(path),
                 bos_token=_token_text(self._tokenizer_config, "bos_token"),
                 eos_token=_token_text(self._tokenizer_config, "eos_token"),
+                end_ids=self.config.eos_token_ids,
             )
 
     def weights(self) -> "Iterator[tuple[str, torch.Tensor]]":
@@ -121,6 +137,19 @@ def _name(directory: Path) -> str:
     if directory.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/", 1)
     return directory.name
+
+
+def _refuse_other_directories(directory: Path) -> None:
+    """Raises ModelLoadError for what people take for a model's directory, which it is not."""
+    if (directory / "config.json").exists():
+        return
+    if (directory / "adapter_config.json").is_file():
+        raise ModelLoadError(
+            "this is a LoRA adapter, not a model; merge it into its base model (peft: "
+            "merge_and_unload, then save_pretrained) and give that directory"
+        )
+    if ggufs := sorted(file.name for file in directory.glob("*.[gG][gG][uU][fF]")):
+        raise ModelLoadError(f"give the path of a file in it: {', '.join(ggufs)[:300]}")
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -181,7 +210,9 @@ def _token_text(tokenizer_config: dict[str, Any], key: str) -> str | None:
 
 def _read_text(path: Path) -> str:
     if not path.is_file():
-        raise ModelLoadError(f"{path.name} is missing")
+        raise ModelLoadError(f"{path.name} is missing; {_HOW_TO_GET.get(path.name, _FETCH)}")
+    if is_stranger(head := head_of(path)):
+        raise ModelLoadError(f"{path.name} is no text{what_it_is(head)}")
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise ModelLoadError(f"{path.name} is absurdly large")
     try:

@@ -196,6 +196,15 @@ def test_gguf_metadata() -> None:
     assert from_gguf(GGUF).tie_embeddings
 
 
+def test_no_token_in_the_spellings_of_32_bits() -> None:
+    none = {f"tokenizer.ggml.{key}_token_id": 0xFFFFFFFF for key in ("bos", "eos", "eot", "eom")}
+    ours = from_gguf({**GGUF, **none})
+    assert ours.bos_token_id is None
+    assert ours.eos_token_ids == ()
+    assert from_hf({**HF, "eos_token_id": -1, "bos_token_id": -1}).eos_token_ids == ()
+    assert from_hf(HF, eos_token_id=[2, -1]).eos_token_ids == (2,)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -231,6 +240,9 @@ def test_gguf_rope_scaling(change: dict[str, Any], expected: RopeScaling | None)
         ({"llama.attention.head_count_kv": [2, 2]}, "head_count_kv"),
         ({"llama.block_count": 1 << 31}, "block_count"),
         ({"llama.vocab_size": None}, "vocab_size"),
+        ({"tokenizer.ggml.bos_token_id": 1 << 20}, "bos_token_id must be .* to"),
+        ({"tokenizer.ggml.eos_token_id": 1 << 20}, "eos_token_id must be .* to"),
+        ({"tokenizer.ggml.eos_token_id": "x"}, "eos_token_id"),
     ],
 )
 def test_refuses_gguf_metadata(change: dict[str, Any], message: str) -> None:

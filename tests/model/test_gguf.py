@@ -322,6 +322,41 @@ def test_rows_that_do_not_fit_the_heads_are_refused(tmp_path: Path) -> None:
         load_all(write(tmp_path / "tiny.gguf", "llama", weights))
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty; fetch it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"PK\x03\x04rest", "zip archive"),
+        (b"\x1f\x8brest", "gzip archive; unpack"),
+        (b"tjggrest", "before GGUF; convert"),
+        (b"<html>", "fetch the file itself"),
+        (b"nothing at all", "not a GGUF file; fetch it again"),
+    ],
+)
+def test_what_is_no_gguf_is_told_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError, match=message) as error:
+        open_checkpoint(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_of_a_split_model_is_told_how_to_join(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "m-00001-of-00003.gguf",
+        change=lambda writer: writer.add_uint16("split.count", 3),
+    )
+    with pytest.raises(ModelLoadError, match="llama-gguf-split --merge"):
+        open_checkpoint(path)
+
+
+def test_capitals_in_the_suffix(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf").rename(tmp_path / "MODEL.GGUF")
+    assert open_checkpoint(path).name == "MODEL"
+
+
 def test_a_missing_file_is_an_error_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"absent\.gguf: cannot be read"):
         open_checkpoint(tmp_path / "absent.gguf")

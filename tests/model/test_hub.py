@@ -36,6 +36,14 @@ def test_paths_stay_as_they_are(tmp_path: Path) -> None:
     file.write_bytes(b"")
     assert resolve(str(file)) == file
     assert resolve(str(tmp_path)) == tmp_path
+    capitals = file.rename(tmp_path / "A.GGUF")
+    assert resolve(str(capitals)) == capitals
+
+
+def test_a_file_of_a_directory_is_not_the_model(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelLoadError, match="path of its directory"):
+        resolve(str(tmp_path / "model.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["", "llama", "./no/such", "/no/such.gguf", "a/b/c", "a/../b"])

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -142,6 +142,11 @@ def test_an_index_cannot_reach_outside(directory: Path, name: Any) -> None:
         ("config.json", b"\xff", "UTF-8"),
         ("generation_config.json", b"nonsense", "generation_config.json"),
         ("model.safetensors", None, r"no \*.safetensors"),
+        ("model.safetensors", b"", r"model\.safetensors: .*empty; fetch"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("config.json", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("config.json", b"", "empty; fetch"),
+        ("config.json", b"<!doctype html>", "fetch the file itself"),
         ("model.safetensors.index.json", b"{}", "weight_map"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "b.safetensors"}}', "missing"),
     ],
@@ -155,6 +160,36 @@ def test_broken_directories_do_not_open(
     with pytest.raises(ModelLoadError, match=message) as raised:
         open_checkpoint(directory)
     assert str(directory) in str(raised.value)
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(ModelLoadError, match=r"LoRA adapter.*merge"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_directory_of_ggufs_is_told_to_name_one(tmp_path: Path) -> None:
+    for name in ("b.GGUF", "a.gguf"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ModelLoadError, match=r"path of a file in it: a\.gguf, b\.GGUF"):
+        open_checkpoint(tmp_path)
+
+
+def test_without_a_tokenizer_it_is_told_how_to_get_one(directory: Path) -> None:
+    (directory / "tokenizer.json").unlink()
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json is missing; .*save_pretrained"):
+        open_checkpoint(directory).tokenizer()
+
+
+def test_the_end_of_a_turn_is_an_end_though_no_config_names_it(directory: Path) -> None:
+    backend = Backend.from_str(tokenizer_json())
+    backend.add_tokens([AddedToken("<|im_end|>", special=False)])
+    (directory / "tokenizer.json").write_text(backend.to_str())
+    edit_json(directory / "generation_config.json", eos_token_id=[2])
+    tokenizer = open_checkpoint(directory).tokenizer()
+    assert tokenizer.end_ids == (2, 256)
+    assert tokenizer.token_bytes(256) == b""
 
 
 def test_several_files_need_an_index(directory: Path) -> None:

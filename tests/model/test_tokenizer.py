@@ -242,7 +242,7 @@ def test_the_file_decides_about_bos_and_eos() -> None:
     ("metadata", "message"),
     [
         (gguf("gpt2", BYTES, pre="gpt-17", merges=[]), "gpt-17"),
-        (gguf("gpt2", BYTES, merges=[]), "pre-tokenizer None"),
+        (gguf("gpt2", BYTES, merges=[]), "pre is missing.*--pre-tokenizer.*qwen2"),
         (gguf("gpt2", BYTES, pre="gpt-2"), "merges"),
         (gguf("gpt2", BYTES, pre="gpt-2", merges=["no such"]), "cannot be used"),
         (gguf("gpt2", ["a", "a"], pre="gpt-2", merges=[]), "twice"),
@@ -255,6 +255,81 @@ def test_the_file_decides_about_bos_and_eos() -> None:
 def test_vocabularies_that_are_refused(metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
         Tokenizer.from_gguf(metadata)
+
+
+# Control tokens by their names, and what the file calls them.
+
+
+def chat_vocabulary(kind: int, eos: str = "<|endoftext|>", *more: str) -> Tokenizer:
+    """With the tokens of ChatML, the types of which are `kind`, and of which `eos` is the end."""
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more]
+    tokens = [*BYTES, *names]
+    types = np.array([1] * len(BYTES) + [kind] * len(names))
+    metadata = gguf("gpt2", tokens, pre="gpt-2", token_type=types, merges=[])
+    return Tokenizer.from_gguf(metadata, end_ids=[tokens.index(eos)])
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4], ids=["normal", "control", "user defined"])
+def test_what_ends_a_turn_ends_an_answer_and_adds_no_text(kind: int) -> None:
+    tokenizer = chat_vocabulary(kind)
+    text, start, turn = (tokenizer.token_to_id(name) for name in CHATML)
+    assert text is not None
+    assert turn is not None
+    assert start is not None
+    assert set(tokenizer.end_ids) == {text, turn}
+    assert [tokenizer.token_bytes(id) for id in (text, start, turn)] == [b""] * 3
+    assert tokenizer.decode([*tokenizer.encode("Hi"), turn]) == "Hi"
+    assert tokenizer.corrected == ([] if kind == 3 else sorted(CHATML))
+    assert len(tokenizer.encode("<|im_end|>")) == len("<|im_end|>")  # a user's
+    assert tokenizer.encode("<|im_end|>", parse_special=True) == [turn]
+    assert list(tokenizer.split_control("Hi<|im_end|>\n")) == ["Hi", turn, "\n"]
+
+
+CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<|end_of_text|>",
+        "<|end_of_turn|>",
+        "</s>",
+        "<EOT>",
+        "[EOS]",
+        "<｜end▁of▁sentence｜>",
+    ],
+)
+def test_ends_by_name(name: str) -> None:
+    tokenizer = chat_vocabulary(3, "<|endoftext|>", name)
+    assert tokenizer.token_to_id(name) in tokenizer.end_ids
+
+
+def test_a_word_that_may_be_text_is_text_unless_the_file_says_otherwise() -> None:
+    for kind in (1, 4):
+        text = chat_vocabulary(kind, "<|im_end|>", "</s>", "<tool_call>")
+        assert text.token_to_id("</s>") not in text.end_ids
+        assert text.decode([259, 260]) == "</s><tool_call>"
+    end = chat_vocabulary(1, "</s>", "</s>")
+    assert end.token_bytes(259) == b""
+    assert "</s>" in end.corrected
+
+
+def test_an_end_that_is_a_byte_stays_a_text() -> None:
+    assert chat_vocabulary(3, "A").token_bytes(BYTES.index("A")) == b"A"
+
+
+def test_names_count_in_a_tokenizer_json_too() -> None:
+    backend = hugging_face()
+    backend.add_tokens([AddedToken("<|im_end|>", special=False, normalized=False)])
+    tokenizer = Tokenizer.from_json(backend.to_str(), end_ids=[256])
+    assert tokenizer.end_ids == (256, 258)
+    assert tokenizer.token_bytes(258) == b""
+    assert len(tokenizer.encode("<|im_end|>")) == len("<|im_end|>")
+    assert tokenizer.encode("ünïcode tool") == [257]
 
 
 WORDS = ["▁", "he", "ll", "hell", "▁hello", "lo", "▁w", "or", "ld", "▁world", "▁▁", "é"]
