@@ -1,8 +1,10 @@
 """The engine: requests in, one Step of tokens out per call. No sockets, no clocks but one."""
 
+import contextlib
+import queue
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 
 from model.block_pool import BlockPool
 from model.detokenizer import Detokenizer
@@ -51,7 +53,10 @@ class Engine:
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
         self._guides = guides
+        # Sequences with a grammar: those that wait for their guide, and those paused without one.
         self._unguided: dict[str, tuple[Request, Future[Guide]]] = {}
+        self._paused_unguided: dict[str, Request] = {}
+        self._made: queue.SimpleQueue[str] = queue.SimpleQueue()  # ids of guides that have ended
         self._pace = Pace()
         self._refused: list[Finished] = []
         self._progress_due = 0.0
@@ -74,6 +79,7 @@ class Engine:
             arrived=time.monotonic(),
             priority=command.priority,
             salt=command.salt,
+            client=command.client,
             pause_after_one=command.pause_after_one,
         )
         for token_id in command.output_ids:
@@ -81,9 +87,7 @@ class Engine:
         if params.grammar is None:
             self._scheduler.add(request)
         else:
-            assert self._guides, "an engine for grammars is made with guides"
-            guide = self._guides.begin(params.grammar, command.output_ids)
-            self._unguided[command.id] = request, guide
+            self._begin_guide(request, params.grammar)
 
     def switch(self, runner: Runner) -> None:
         """Go on with another runner, whose KV cache is empty: all is computed again."""
@@ -92,20 +96,45 @@ class Engine:
         self._pace = Pace()
 
     def cancel(self, request_id: str) -> None:
-        self._unguided.pop(request_id, None)
+        """Forget a sequence. A guide that is not begun yet is not made."""
+        self._paused_unguided.pop(request_id, None)
+        self._stop_guide(request_id)
         self._scheduler.remove(request_id)
 
     def pause(self, request_id: str) -> None:
-        """One that still waits for its guide gets it first."""
-        self._join(request_id)
-        self._scheduler.pause(request_id)
+        """No more compute for this sequence until `resume`: no guide is made for it either."""
+        self._join_guided()
+        if request := self._stop_guide(request_id):
+            request.pause_after_one = False
+            self._paused_unguided[request_id] = request
+        else:
+            self._scheduler.pause(request_id)
 
     def resume(self, request_id: str) -> None:
-        self._scheduler.resume(request_id)
+        request = self._paused_unguided.pop(request_id, None)
+        if request and request.params.grammar is not None:
+            self._begin_guide(request, request.params.grammar)
+        else:
+            self._scheduler.resume(request_id)
+
+    def _begin_guide(self, request: Request, grammar: str) -> None:
+        assert self._guides, "an engine for grammars is made with guides"
+        guide = self._guides.begin(grammar, request.output_ids, request.client)
+        self._unguided[request.id] = request, guide
+        guide.add_done_callback(lambda _: self._made.put(request.id))
+
+    def _stop_guide(self, request_id: str) -> Request | None:
+        """The sequence, if it waited for its guide: it does no longer."""
+        if request_id not in self._unguided:
+            return None
+        request, guide = self._unguided.pop(request_id)
+        guide.cancel()
+        return request
 
     def _join(self, request_id: str) -> None:
-        """Let a sequence whose guide was begun take part; the guide's end is waited for."""
-        if request_id not in self._unguided:
+        """Let a sequence take part whose guide is made."""
+        waiting = self._unguided.get(request_id)
+        if waiting is None or not waiting[1].done():  # it left, or has begun another guide since
             return
         request, guide = self._unguided.pop(request_id)
         try:
@@ -117,13 +146,12 @@ class Engine:
 
     def _join_guided(self) -> None:
         """Let all take part whose guides are made."""
-        for request_id, (_, guide) in list(self._unguided.items()):
-            if guide.done():
-                self._join(request_id)
+        while not self._made.empty():
+            self._join(self._made.get())
 
     def _wait_for_a_guide(self) -> None:
-        guides = [guide for _, guide in self._unguided.values()]
-        wait(guides, _GUIDE_INTERVAL, return_when=FIRST_COMPLETED)
+        with contextlib.suppress(queue.Empty):
+            self._join(self._made.get(timeout=_GUIDE_INTERVAL))
 
     @property
     def has_work(self) -> bool:
@@ -135,7 +163,7 @@ class Engine:
         return Gauges(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting) + len(self._unguided),
-            paused=len(self._scheduler.paused),
+            paused=len(self._scheduler.paused) + len(self._paused_unguided),
             kv_blocks_used=self._pool.num_used,
         )
 
@@ -150,7 +178,7 @@ class Engine:
         plan = self._scheduler.schedule(self._pace)
         progress = self._progress(plan)
         if not plan.chunks:
-            if self._unguided:
+            if self._unguided and not refused:
                 self._wait_for_a_guide()
             return Step(self.gauges, finished=refused, progress=progress, totals=self.totals)
         began = time.monotonic()

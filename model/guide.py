@@ -8,10 +8,12 @@ Where the grammar leaves one way only, `{"name": "` for example, the tokens are 
 tokenizer makes of that text. They are known at once, and neither parser nor logits are asked.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
+from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -45,6 +47,10 @@ _SLICES: Final = [
 
 _FEW: Final = 4  # masks up to this many are made in turn: to wake threads takes as long
 _MOST_THREADS: Final = 8
+
+# Compiled grammars that are kept: half a megabyte each as a rule, 6 for the largest accepted one.
+_KEPT: Final = 16
+_KEPT_BYTES: Final = 256 * 1024  # of their sources
 
 
 class Guide:
@@ -120,34 +126,111 @@ def _executor() -> LLExecutor:
     return LLExecutor(num_threads=min(processors.usable(), _MOST_THREADS))
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A guide to make: at the place behind `token_ids`, for a sequence of `client`."""
+
+    grammar: str
+    token_ids: tuple[int, ...]
+    client: str
+    guide: Future[Guide]
+
+
+class _Jobs:
+    """Jobs that wait for the thread that makes guides. Clients take turns; each one's in order.
+
+    Any thread may call.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._busy = False
+        self._lines: OrderedDict[str, dict[Future[Guide], _Job]] = OrderedDict()
+
+    def put(self, job: _Job) -> bool:
+        """Whether nobody takes jobs at present: the caller must see to it that somebody does."""
+        with self._lock:
+            self._lines.setdefault(job.client, {})[job.guide] = job
+            idle, self._busy = not self._busy, True
+            return idle
+
+    def take(self) -> _Job | None:
+        """The next job; None when there is none, and then the one who took them stops."""
+        with self._lock:
+            if not self._lines:
+                self._busy = False
+                return None
+            client, line = self._lines.popitem(last=False)
+            job = line.pop(next(iter(line)))
+            if line:
+                self._lines[client] = line  # behind the other clients
+            return job
+
+    def drop(self, client: str, guide: Future[Guide]) -> None:
+        """Forget the job of this guide, if it still waits."""
+        with self._lock:
+            line = self._lines.get(client, {})
+            if line.pop(guide, None) and not line:
+                del self._lines[client]
+
+
 class Guides:
     """Makes guides for one model, in a thread: a large grammar takes tenths of a second.
 
     The vocabulary is prepared first, and that holds the interpreter lock: make this object before
-    anybody waits for tokens.
+    anybody waits for tokens. To compile a grammar does not hold it.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: ModelConfig) -> None:
         self._thread = ThreadPoolExecutor(1, "guides")
         self._vocabulary = self._thread.submit(_prepare, tokenizer, config)
+        self._jobs = _Jobs()
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # least recently used first
 
-    def begin(self, grammar: str, token_ids: Sequence[int] = ()) -> Future[Guide]:
-        """A guide at the place behind `token_ids`.
+    def begin(self, grammar: str, token_ids: Sequence[int] = (), client: str = "") -> Future[Guide]:
+        """A guide at the place behind `token_ids`; clients take turns.
 
         The future raises GrammarError for a grammar that this model cannot follow, or tokens that
-        do not.
+        do not. When it is cancelled before its turn, nothing is left of it.
         """
-        return self._thread.submit(self._make, grammar, tuple(token_ids))
+        guide: Future[Guide] = Future()
+        guide.add_done_callback(partial(self._jobs.drop, client))
+        if self._jobs.put(_Job(grammar, tuple(token_ids), client, guide)):
+            self._thread.submit(self._work)
+        return guide
 
-    def _make(self, grammar: str, token_ids: Sequence[int]) -> Guide:
+    def _work(self) -> None:
+        while job := self._jobs.take():
+            if job.guide.set_running_or_notify_cancel():
+                self._fulfil(job)
+
+    def _fulfil(self, job: _Job) -> None:
+        try:
+            guide = self._make(job.grammar, job.token_ids)
+        except Exception as error:
+            job.guide.set_exception(error)
+        else:
+            job.guide.set_result(guide)
+
+    def _make(self, grammar: str, token_ids: tuple[int, ...]) -> Guide:
         vocabulary = self._vocabulary.result()
-        matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LIMITS)
+        matcher = self._compile(grammar, vocabulary).deep_copy()
         matcher.consume_tokens(list(token_ids))
         guide = Guide(matcher, vocabulary.vocab_size)
         guide.look_ahead()
         if guide.error:
             raise GrammarError(guide.error)
         return guide
+
+    def _compile(self, grammar: str, vocabulary: LLTokenizer) -> LLMatcher:
+        """The grammar at its beginning. The last ones are kept: to copy one takes microseconds."""
+        matcher = self._compiled.pop(grammar, None)
+        if matcher is None:
+            matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LIMITS)
+        self._compiled[grammar] = matcher
+        while len(self._compiled) > _KEPT or sum(map(len, self._compiled)) > _KEPT_BYTES:
+            self._compiled.popitem(last=False)
+        return matcher
 
 
 def _prepare(tokenizer: Tokenizer, config: ModelConfig) -> LLTokenizer:
