@@ -42,6 +42,10 @@ class BlockPool:
     def is_active(self, block: int) -> bool:
         return self._active[block] > 0
 
+    def has_one_active(self, block: int) -> bool:
+        """Whether exactly one sequence that runs holds it."""
+        return self._active[block] == 1
+
     def is_shared(self, block: int) -> bool:
         """Whether its one holder may not write to it: others hold it too, or may look for it."""
         return block in self._kept or self._active[block] + self._idle[block] > 1

@@ -18,6 +18,10 @@ BACKLOG: Final = 4
 MIN_TOKENS: Final = 12
 # How far one step moves the estimate of what a token costs: an outlier moves it no further.
 GAIN: Final = 1.05
+# For so many of their steps decodes may wait while the first prompt of another client is computed.
+FIRST_PROMPT_STEPS: Final = 2
+# A step with fewer prompt tokens alone may take most of its time for something else.
+_WHOLE: Final = 64
 _PATIENCE = 64  # steps with prefill, until one without is wanted to measure again
 
 
@@ -52,6 +56,7 @@ class Pace:
     def __init__(self) -> None:
         self._loads: dict[int, _Load] = {}
         self._token_seconds = math.inf
+        self._alone_seconds = math.inf  # a token's price in steps with nothing but prompts
 
     def prefill_tokens(self, num_decoding: int, num_prefilling: int, limit: int) -> int:
         """How many prompt tokens the next step may compute, at most `limit`.
@@ -68,10 +73,23 @@ class Pace:
         load.allowed = max(MIN_TOKENS, int(min(seconds / load.token_seconds, limit)))
         return min(load.allowed, limit)
 
+    def first_prompt_tokens(self, num_waiting: int, limit: int) -> int:
+        """How many prompt tokens the next step may compute while so many decodes wait for it.
+
+        At most `limit`; 0 until the price of both was seen.
+        """
+        load = self._load(num_waiting)
+        if not load.decode_seconds or math.isinf(self._alone_seconds):
+            return 0
+        tokens = int(FIRST_PROMPT_STEPS * load.step_seconds / self._alone_seconds)
+        return min(max(MIN_TOKENS, tokens), limit)
+
     def observe(self, num_decoding: int, num_tokens: int, seconds: float) -> None:
         """A step with so many decoding sequences and prompt tokens took so long."""
         if not num_decoding:
             self._token_seconds = seconds / num_tokens
+            if num_tokens >= _WHOLE or self._token_seconds < self._alone_seconds:
+                self._alone_seconds = self._token_seconds
             return
         load = self._load(num_decoding)
         if not num_tokens:

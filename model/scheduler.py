@@ -2,16 +2,26 @@
 
 States: waiting -> running (prefill in chunks, then decode), paused, gone. Decodes come first, so
 that running streams keep their pace; what the pace allows beside them goes to prefill.
+
+Clients share seats, blocks and prefill, where more than one wants some. What is taken from one is
+given to another only if the one has at least two sequences more that run: this brings their shares
+nearer, so nothing goes to and fro.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 from model.block_pool import BlockPool
 from model.pace import Pace
 from model.prefix_cache import PrefixCache, block_key, root_key
 from model.request import Request
 from model.waiting import WaitingQueue
+
+# Where several clients have prompts, a step gives each as many tokens as the shortest needs: its
+# first token shall not wait for the long ones of others. Fewer than this would save no time.
+_LEAST_SHARE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +54,32 @@ class Plan:
         return sum(chunk.count for chunk in self.chunks[self.num_decoding :])
 
 
+@dataclass(slots=True)
+class _Budget:
+    """Prompt tokens of one step: so many are `left`, at most `each` for a client."""
+
+    left: int
+    each: int
+    spent: dict[str, int] = field(default_factory=dict)
+
+    def of(self, client: str) -> int:
+        return min(self.left, self.each - self.spent.get(client, 0))
+
+    def spend(self, chunk: Chunk) -> None:
+        client = chunk.request.client
+        self.left -= chunk.count
+        self.spent[client] = self.spent.get(client, 0) + chunk.count
+
+
 class Scheduler:
     """Continuous batching over a fixed pool of KV blocks.
 
-    When blocks run out, sequences that do not run give theirs up first, then the youngest running
-    one of the worst priority goes back to waiting and is recomputed later; its tokens do not
-    change. Full blocks can be found by later sequences that begin with the same tokens, unless
-    `prefix_cache` is off.
+    Within a priority clients take turns. When seats or blocks are taken, a client that has more
+    than its share gives up the youngest of its sequences, which keeps its blocks while there is
+    room. When blocks run out, sequences that do not run give theirs up first, then of the worst
+    priority the youngest running one of the client that holds most goes back to waiting and is
+    recomputed later; its tokens do not change. Full blocks can be found by later sequences that
+    begin with the same tokens, unless `prefix_cache` is off.
     """
 
     def __init__(
@@ -68,12 +97,14 @@ class Scheduler:
         self._arrivals = 0
         self._requests: dict[str, Request] = {}
         self.num_preemptions = 0  # for want of blocks
-        self.waiting = WaitingQueue()
+        self._seats: Counter[str] = Counter()  # how many sequences of each client run
+        self.waiting = WaitingQueue(self._seats)
         self.running: dict[str, Request] = {}
         self.paused: dict[str, Request] = {}
         # Those of the paused and of the waiting that hold blocks.
         self._paused_holders: dict[str, Request] = {}
-        self._waiting_holders = WaitingQueue()
+        self._waiting_holders = WaitingQueue(self._seats)
+        self._set_aside = False  # whether decodes were left out of the last step
         # Of the step that is being planned.
         self._copies: dict[int, int] = {}  # the block to copy, by the one that it is copied to
         self._coming: set[bytes] = set()  # the keys of blocks that are computed
@@ -138,15 +169,18 @@ class Scheduler:
         self._copies.clear()
         self._coming.clear()
         self._preempted.clear()
-        decoding = [request for request in self.running.values() if request.num_pending == 1]
-        prefilling = [request for request in self.running.values() if request.num_pending > 1]
-        decodes = self._continue(decoding, self._max_step_tokens)
-        budget = self._max_step_tokens - len(decodes)
-        if pace:
-            joining = min(len(self.waiting), self._max_num_seqs - len(self.running))
-            budget = pace.prefill_tokens(len(decodes), len(prefilling) + joining, budget)
-        prefills = self._continue(sorted(prefilling, key=_age), budget)
-        prefills += self._admit(budget - sum(chunk.count for chunk in prefills))
+        decoding: list[Request] = []
+        prefilling: list[Request] = []
+        for request in self.running.values():
+            (decoding if request.num_pending == 1 else prefilling).append(request)
+        prefills, aside = self._first_prompts(decoding, prefilling, pace)
+        self._set_aside = bool(prefills)
+        if prefills:
+            decodes = self._decode([one for one in decoding if one.client not in aside])
+        else:
+            decodes = self._decode(decoding)
+            tokens = self._beside(decodes, prefilling, pace)
+            prefills = self._prefill(prefilling, tokens, frozenset())
         decodes = [chunk for chunk in decodes if chunk.request.id in self.running]
         prefills = [chunk for chunk in prefills if chunk.request.id in self.running]
         copies = [(source, target) for target, source in self._copies.items()]
@@ -158,35 +192,182 @@ class Scheduler:
             for chunk in chunks:
                 self._publish(chunk.request, self._cache)
 
-    def _continue(self, requests: Iterable[Request], budget: int) -> list[Chunk]:
-        """Chunks of running sequences, as far as the budget goes."""
-        chunks = []
+    def _first_prompts(
+        self, decoding: Sequence[Request], prefilling: Sequence[Request], pace: Pace | None
+    ) -> tuple[list[Chunk], Collection[str]]:
+        """Prompts of clients that have no stream yet, and the clients whose decodes wait meanwhile.
+
+        Else a newcomer would pay for all streams of a client that has many. Never twice in a row:
+        no decode waits for more than one step, and `pace` says for how long.
+        """
+        if pace is None or self._set_aside:
+            return [], frozenset()
+        aside = self._crowding(decoding, prefilling)
+        if not aside:
+            return [], aside
+        num_aside = sum(one.client in aside for one in decoding)
+        limit = self._max_step_tokens - (len(decoding) - num_aside)
+        tokens = pace.first_prompt_tokens(num_aside, limit)
+        first = [one for one in prefilling if one.client not in aside]
+        return self._prefill(first, tokens, aside), aside
+
+    def _crowding(
+        self, decoding: Iterable[Request], prefilling: Iterable[Request]
+    ) -> frozenset[str]:
+        """Clients with streams that have more than the share of one which has a prompt only."""
+        most = max(self._seats.values(), default=0)
+        if most < 2:
+            return frozenset()
+        clients = {one.client for one in prefilling}
+        if self.waiting:
+            clients.add(self.waiting.first.client)
+        poor = {client for client in clients if self._seats[client] + 2 <= most}
+        if not poor:
+            return frozenset()
+        streaming = {one.client for one in decoding}
+        fewest = min((self._seats[client] for client in poor - streaming), default=most)
+        return frozenset(client for client in streaming if self._seats[client] >= fewest + 2)
+
+    def _beside(
+        self, decodes: Sequence[Chunk], prefilling: Sequence[Request], pace: Pace | None
+    ) -> int:
+        """How many prompt tokens the step may compute beside these decodes."""
+        limit = self._max_step_tokens - len(decodes)
+        if pace is None:
+            return limit
+        joining = min(len(self.waiting), self._max_num_seqs - len(self.running))
+        return pace.prefill_tokens(len(decodes), len(prefilling) + joining, limit)
+
+    def _decode(self, requests: Iterable[Request]) -> list[Chunk]:
+        chunks: list[Chunk] = []
         for request in requests:
-            if budget and (chunk := self._chunk(request, budget)):
+            if len(chunks) < self._max_step_tokens and (chunk := self._chunk(request, 1)):
                 chunks.append(chunk)
-                budget -= chunk.count
         return chunks
 
-    def _admit(self, budget: int) -> list[Chunk]:
+    def _prefill(
+        self, running: Collection[Request], tokens: int, aside: Collection[str]
+    ) -> list[Chunk]:
+        """Prompts of running sequences and then of those that join, except from clients `aside`."""
+        budget = _Budget(tokens, self._tokens_each(running, tokens, aside))
+        chunks = []
+        for request in sorted(running, key=_age):
+            allowed = budget.of(request.client)
+            if allowed and (chunk := self._chunk(request, allowed)):
+                chunks.append(chunk)
+                budget.spend(chunk)
+        return chunks + self._admit(budget, aside)
+
+    def _tokens_each(
+        self, prefilling: Iterable[Request], tokens: int, aside: Collection[str]
+    ) -> int:
+        """What one client may have of so many tokens."""
+        wanted: dict[str, int] = {}
+        for request in prefilling:
+            wanted[request.client] = wanted.get(request.client, 0) + request.num_pending
+        if self._may_join and (first := self.waiting.first).client not in aside:
+            wanted.setdefault(first.client, first.num_pending)
+        if len(wanted) < 2:
+            return tokens
+        return min(max(_LEAST_SHARE, min(wanted.values())), _equal_share(wanted.values(), tokens))
+
+    def _admit(self, budget: _Budget, aside: Collection[str]) -> list[Chunk]:
         """Let the first of the queue run, while seats, blocks and budget last.
 
         Who was preempted in this step may have a chunk already, made before it lost its blocks.
         """
         chunks = []
-        while budget and self.waiting and len(self.running) < self._max_num_seqs:
+        while self._may_join:
             request = self.waiting.first
-            if request.id in self._preempted or not self._fits(request):
+            allowed = budget.of(request.client)
+            if not allowed or request.client in aside or request.id in self._preempted:
+                break
+            if not self._make_way(request):
                 break
             self._seat(request)
-            if chunk := self._chunk(request, budget):
+            if chunk := self._chunk(request, allowed):
                 chunks.append(chunk)
-                budget -= chunk.count
+                budget.spend(chunk)
         return chunks
 
+    @property
+    def _may_join(self) -> bool:
+        """Whether something waits, and a seat is free or some client has more than one."""
+        if len(self.running) < self._max_num_seqs:
+            return bool(self.waiting)
+        return bool(self.waiting) and len(self._seats) < len(self.running)
+
+    def _make_way(self, request: Request) -> bool:
+        """Whether it can run now, if need be in the place of what others have too much."""
+        leaving = self._leaving(request)
+        for one in leaving or ():
+            self._give_way(one)
+        return leaving is not None
+
+    def _leaving(self, request: Request) -> list[Request] | None:
+        """Who must give up a seat, or blocks, so that it can run; None when it has to wait."""
+        leaving: list[Request] = []
+        surplus = self._surplus(request)
+        if len(self.running) >= self._max_num_seqs:
+            if not (one := next(surplus, None)):
+                return None
+            leaving.append(one)
+        table = request.block_table or self._find(request)
+        missing = self._missing_for(request, table) - self._set_free(leaving, table)
+        while missing > 0:
+            if not (one := next(surplus, None)):
+                return None
+            leaving.append(one)
+            missing -= self._set_free([one], table)
+        return leaving
+
+    def _surplus(self, request: Request) -> Iterator[Request]:
+        """What other clients have beyond its client's share: of the one with most, the youngest.
+
+        Nobody gives way to what is less urgent.
+        """
+        fair = self._seats[request.client] + 2
+        seats = {client: n for client, n in self._seats.items() if n >= fair}
+        if not seats:
+            return
+        lines: dict[str, list[Request]] = {client: [] for client in seats}
+        for one in sorted(self.running.values(), key=_age):
+            if one.client in lines and one.priority >= request.priority:
+                lines[one.client].append(one)
+        while lines:
+            client = max(lines, key=seats.__getitem__)
+            if not lines[client] or seats[client] < fair:
+                del lines[client]
+                continue
+            yield lines[client].pop()
+            seats[client] -= 1
+
+    def _set_free(self, leaving: Iterable[Request], wanted: Collection[int]) -> int:
+        """How many blocks nobody holds actively, and nobody wants, when these have given way."""
+        blocks = (block for one in leaving for block in one.block_table)
+        return sum(self._pool.has_one_active(block) and block not in wanted for block in blocks)
+
+    def _give_way(self, request: Request) -> None:
+        """Back to waiting, with its blocks: it goes on where it was, unless they are needed."""
+        self._preempted.add(request.id)
+        self._unseat(request)
+        self._pool.rest(request.block_table)
+        self.waiting.add(request)
+        if request.block_table:
+            self._waiting_holders.add(request)
+
     def _seat(self, request: Request) -> None:
-        self._take_out(request)
+        self.waiting.take(request)
+        self._wake(request)
         request.admitted = True
         self.running[request.id] = request
+        self._seats[request.client] += 1
+
+    def _unseat(self, request: Request) -> None:
+        del self.running[request.id]
+        self._seats[request.client] -= 1
+        if not self._seats[request.client]:
+            del self._seats[request.client]
 
     def _chunk(self, request: Request, budget: int) -> Chunk | None:
         """What a running sequence computes in this step; None where it has to wait."""
@@ -208,15 +389,15 @@ class Scheduler:
         self._adopt(request, self._cache)
         return self._next_key(request) not in self._coming
 
-    def _fits(self, request: Request) -> bool:
-        """Whether it can have blocks for all its tokens and the next, if idle ones give up theirs.
+    def _missing_for(self, request: Request, table: Iterable[int]) -> int:
+        """Blocks that it lacks for all its tokens and the next, if idle ones give up theirs.
 
-        The next one's, because a sequence that finds all its tokens needs one block to write to.
+        `table` is what it has or finds. The next one's, because a sequence that finds all its
+        tokens needs one block to write to.
         """
-        table = request.block_table or self._find(request)
         active = sum(self._pool.is_active(block) for block in table)
         wanted = self._pool.blocks_for(len(request.token_ids) + 1)
-        return wanted - active <= self._pool.num_reclaimable
+        return wanted - active - self._pool.num_reclaimable
 
     def _find(self, request: Request) -> list[int]:
         return self._cache.find(self._keys(request)) if self._cache else []
@@ -248,7 +429,7 @@ class Scheduler:
             if missing <= self._pool.num_reclaimable:
                 self._evict_idle()
                 continue
-            worst = max(self.running.values(), key=_age)
+            worst = self._worst()
             self._preempt(worst)
             self.num_preemptions += 1
             if worst is request:
@@ -256,6 +437,15 @@ class Scheduler:
         if missing:
             self._grow(request)
         return True
+
+    def _worst(self) -> Request:
+        """Of the worst priority the youngest of the client whose running sequences hold most."""
+        blocks: Counter[str] = Counter()
+        for one in self.running.values():
+            blocks[one.client] += len(one.block_table)
+        return max(
+            self.running.values(), key=lambda one: (one.priority, blocks[one.client], one.number)
+        )
 
     def _missing(self, request: Request) -> int:
         blocks = self._pool.blocks_for(len(request.token_ids)) - len(request.block_table)
@@ -301,7 +491,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self._preempted.add(request.id)
-        del self.running[request.id]
+        self._unseat(request)
         self._release(request)
         self.waiting.add(request)
 
@@ -323,14 +513,19 @@ class Scheduler:
 
     def _take_out(self, request: Request) -> None:
         """Out of its state, its blocks held actively."""
-        if self.running.pop(request.id, None):
-            return
-        if self.paused.pop(request.id, None):
+        if request.id in self.running:
+            self._unseat(request)
+        elif self.paused.pop(request.id, None):
             self._paused_holders.pop(request.id, None)
+            self._pool.wake(request.block_table)
         else:
             self.waiting.remove(request)
-            if request.block_table:
-                self._waiting_holders.remove(request)
+            self._wake(request)
+
+    def _wake(self, request: Request) -> None:
+        """The blocks of one that waited are held actively from now on."""
+        if request.block_table:
+            self._waiting_holders.remove(request)
         self._pool.wake(request.block_table)
 
     def _publish(self, request: Request, cache: PrefixCache) -> None:
@@ -353,3 +548,13 @@ class Scheduler:
 def _age(request: Request) -> tuple[int, int]:
     """By priority, then by arrival: the last is the youngest of the worst priority."""
     return request.priority, request.number
+
+
+def _equal_share(wanted: Collection[int], total: int) -> int:
+    """What each may have at most, so that all of it goes: who wants less leaves it to others."""
+    for sharers, want in zip(range(len(wanted), 0, -1), sorted(wanted), strict=True):
+        share = -(-total // sharers)
+        if want >= share:
+            return share
+        total -= want
+    return max(wanted) + total

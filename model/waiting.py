@@ -1,45 +1,102 @@
-"""Sequences that wait, the next one first."""
+"""Sequences that wait, the next one first: by priority, then clients take turns."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
+from itertools import count
 
 from model.request import Request
 
 
-def rank(request: Request) -> tuple[int, bool, int]:
-    """By priority, lower first; among equals, those that have run before, then by arrival."""
-    return request.priority, not request.admitted, request.number
+def _rank(request: Request) -> tuple[bool, int]:
+    """Of one client: those that have run before, then by arrival."""
+    return not request.admitted, request.number
+
+
+@dataclass(slots=True)
+class _Line:
+    """What waits of one client with one priority, in the order of `_rank`; never empty.
+
+    `since` says when it began to wait, or last had its turn, in turns of the queue.
+    """
+
+    since: int
+    requests: list[Request] = field(default_factory=list)
 
 
 class WaitingQueue:
-    """A list kept in the order of `rank`; nothing that `rank` reads may change for what is in it.
+    """Lower priority first. Of equal priority, the client with the fewest running sequences is
+    next, and of equal ones that whose last turn was longest ago.
 
-    To insert among 10,000 moves 80 kB of pointers: 2 µs, less than a heap with its stale entries.
+    `running` has for each client how many of its sequences run; it may change at any time. Nothing
+    that `_rank` reads may change for what is in the queue. To find the first looks at each client
+    that waits. To insert among 10,000 of one client moves 80 kB of pointers: 2 µs.
     """
 
-    def __init__(self) -> None:
-        self._requests: list[Request] = []
+    def __init__(self, running: Mapping[str, int]) -> None:
+        self._running = running
+        self._lines: dict[int, dict[str, _Line]] = {}  # by priority and client
+        self._length = 0
+        self._turns = count()
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return self._length
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self._requests)
+        """As they would be served if nothing arrived and nobody left."""
+        for priority in sorted(self._lines):
+            yield from self._in_turn(self._lines[priority])
 
     @property
     def first(self) -> Request:
-        return self._requests[0]
+        lines = self._lines[min(self._lines)]
+        return lines[min(lines, key=lambda client: self._turn(client, lines[client]))].requests[0]
 
     @property
     def last(self) -> Request:
-        return self._requests[-1]
+        lines = self._lines[max(self._lines)]
+        return lines[max(lines, key=lambda client: self._turn(client, lines[client]))].requests[-1]
 
     def add(self, request: Request) -> None:
-        insort(self._requests, request, key=rank)
+        lines = self._lines.setdefault(request.priority, {})
+        line = lines.get(request.client)
+        if line is None:
+            line = lines[request.client] = _Line(next(self._turns))
+        insort(line.requests, request, key=_rank)
+        self._length += 1
 
     def remove(self, request: Request) -> None:
         """Raises ValueError when it is not here."""
-        index = bisect_left(self._requests, rank(request), key=rank)
-        if index == len(self._requests) or self._requests[index] is not request:
+        lines = self._lines.get(request.priority, {})
+        line = lines.get(request.client)
+        index = bisect_left(line.requests, _rank(request), key=_rank) if line else 0
+        if line is None or line.requests[index : index + 1] != [request]:
             raise ValueError(f"{request.id} does not wait")
-        del self._requests[index]
+        del line.requests[index]
+        self._length -= 1
+        if not line.requests:
+            del lines[request.client]
+        if not lines:
+            del self._lines[request.priority]
+
+    def take(self, request: Request) -> None:
+        """Remove one whose turn it is: its client's next turn comes after those of its equals."""
+        self._lines[request.priority][request.client].since = next(self._turns)
+        self.remove(request)
+
+    def _turn(self, client: str, line: _Line) -> tuple[int, int]:
+        return self._running.get(client, 0), line.since
+
+    def _in_turn(self, lines: Mapping[str, _Line]) -> Iterator[Request]:
+        turns = count(next(self._turns))
+        heap = [(*self._turn(client, line), iter(line.requests)) for client, line in lines.items()]
+        heapify(heap)
+        while heap:
+            running, _, requests = heap[0]
+            request = next(requests, None)
+            if request is None:
+                heappop(heap)
+            else:
+                yield request
+                heapreplace(heap, (running + 1, next(turns), requests))

@@ -162,3 +162,24 @@ def test_short_prompts_do_not_make_long_ones_cheap() -> None:
         allowed = pace.prefill_tokens(8, 1, 512)
         pace.observe(8, min(allowed, 4), 0.005)
     assert pace.prefill_tokens(8, 1, 512) in (0, MIN_TOKENS)
+
+
+def test_a_first_prompt_may_take_as_long_as_two_steps_of_the_decodes_that_wait_for_it() -> None:
+    pace = Pace()
+    assert pace.first_prompt_tokens(64, 512) == 0, "nothing was measured"
+    pace.observe(0, 100, 0.1)
+    assert pace.first_prompt_tokens(64, 512) == 0
+    pace.observe(64, 0, 0.08)
+    assert pace.first_prompt_tokens(64, 512) == 160
+    assert pace.first_prompt_tokens(64, 50) == 50
+
+
+def test_a_few_prompt_tokens_do_not_make_many_look_dear() -> None:
+    """A step reads all weights, however few they are."""
+    pace = Pace()
+    pace.observe(64, 0, 0.08)
+    pace.observe(0, 100, 0.1)
+    pace.observe(0, 3, 0.05)
+    assert pace.first_prompt_tokens(64, 512) == 160
+    pace.observe(0, 100, 0.2)
+    assert pace.first_prompt_tokens(64, 512) == 80, "a machine that has become slower does"
