@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Final
 
 _SHARE: Final = 0.15  # of one processor's time
-_BURST: Final = 0.1  # seconds of work that are done at once after a rest
+_BURST: Final = 0.1  # seconds of work that are done at once after a long rest
+_LEAST: Final = 0.005  # and after a short one: to wake for less would cost the engine more
 
 
 class Turns:
@@ -60,7 +61,8 @@ class Turns:
         credit = self._count_credit()
         if credit <= 0:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(-credit / self._share, self._after_rest)
+            rest = (min(_LEAST, self._burst) - credit) / self._share
+            self._timer = loop.call_later(rest, self._after_rest)
         elif turn := self._next():
             turn.set_result(None)
             self._begin()

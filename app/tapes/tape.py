@@ -311,18 +311,15 @@ class Tape:
         self.entries.append(entry)
         self.choices[entry.index].append(entry)
         self.progress = None
-        self._count(entry.size)
-        self._show()
-        if self.entries_size > self.cap:
-            self._drop_oldest()
-
-    def _count(self, size: int) -> None:
-        """One more entry of this size."""
+        size = entry.size
         self.entries_size += size
         self._page_size += _share_of_page(size)
         if self._page_size >= PAGE_BYTES:
             self._page_ends.append(self.written)
             self._page_size = 0
+        self._show()
+        if self.entries_size > self.cap:
+            self._drop_oldest()
 
     def extend(self, items: Iterable[Entry | End]) -> None:
         """Copy what somebody else has written."""
@@ -442,15 +439,15 @@ class Tape:
         """
         told: Progress | None = None
         while True:
-            if turn and self.last > after and (self.last - after > FEW or self.readers > FEW):
+            behind = self.last - after
+            if turn and (behind > FEW or (behind and self.readers > FEW)):
                 await turn()
             if after < self.num_dropped:
                 gap = Gap(after + 1, self.num_dropped)
                 after = gap.last
                 yield gap
                 continue  # meanwhile more may have gone
-            if after < min(self.last, self.num_tokens):
-                page = self._page(after)
+            if page := self._page(after):
                 after += len(page)
                 yield page
             elif self.end and self.has_ended:
@@ -467,9 +464,10 @@ class Tape:
     def _page(self, after: int) -> list[Entry]:
         """What may be shown after this entry, to the end of the page at most."""
         last = self.last
-        full = bisect_right(self._page_ends, after)
-        if full < len(self._page_ends):
-            last = min(last, self._page_ends[full])
+        if last - after > 1:
+            full = bisect_right(self._page_ends, after)
+            if full < len(self._page_ends):
+                last = min(last, self._page_ends[full])
         return self.entries[after - self.num_dropped : last - self.num_dropped]
 
     async def ended(self) -> End:
