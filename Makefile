@@ -23,9 +23,13 @@ run: $(VENV)/.run ## serve on HOST:PORT (127.0.0.1:8000) the MODEL (smollm2-135m
 cluster: $(VENV)/.cluster ## two replicas on Ray Serve and a Redis, on this machine; flags in ARGS
 	@exec $(BIN)/tickertape cluster $(FLAGS) $(ARGS)
 
+# The second half runs whatever became of the first. Ctrl-C ends both.
 test: $(VENV)/.test ## most tests, a quarter of an hour on two slow cores
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone and not long" $(ARGS)
-	@$(BIN)/pytest -m "alone and not long" $(ARGS)
+	@trap 'exit 130' INT; two=passed; alone=passed; \
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone and not long" $(ARGS) || two=FAILED; \
+	$(BIN)/pytest -m "alone and not long" $(ARGS) || alone=FAILED; \
+	echo "two at a time: $$two; alone: $$alone"; \
+	[ $$two$$alone = passedpassed ]
 
 test-long: $(VENV)/.test ## the tests that take longest, and the whole of what `make test` samples
 	@$(BIN)/pytest -m long -s $(ARGS)
