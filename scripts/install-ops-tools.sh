@@ -2,6 +2,7 @@
 # What is in deploy/ is checked by the programs that read it. Debian's are installed where that can be
 # done without asking. None of them is started: the tests do that themselves, on sockets of their own.
 set -eu
+here=$(dirname "$0")
 
 wanted=""
 for pair in promtool:prometheus nginx:nginx redis-server:redis-server systemd-analyze:systemd; do
@@ -18,9 +19,9 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         chmod +x "$policy"
         trap 'rm -f "$policy"' EXIT
     fi
-    apt-get -qq update
+    "$here/apt-get.sh" update
     # shellcheck disable=SC2086 # one word a package
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $wanted >/dev/null
+    "$here/apt-get.sh" install -y --no-install-recommends $wanted
     # Nor shall they start with the machine. What was there before is left as it was.
     for package in $wanted; do
         [ "$package" = systemd ] || systemctl disable --quiet "$package" 2>/dev/null || true
