@@ -17,6 +17,7 @@ from model.loading.hub import DEFAULT_MODEL, resolve
 from model.native import library
 from model.tokenizer import Tokenizer
 from tests.server import RunningServer, running
+from tests.speed import patience, slowness
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +45,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Ray is heavy: `make cluster-test` has its tests, `make test` has not."""
     return True if collection_path.name == "test_cluster.py" and not config.option.cluster else None
+
+
+def pytest_configure() -> None:
+    slowness()  # before xdist starts its workers, which inherit it
+
+
+def pytest_report_header() -> str:
+    return f"speed: time limits are {patience(1):.1f} times those written"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The limit of each test, its own or that of pyproject.toml, follows the machine's speed."""
+    for item in items:
+        own = item.get_closest_marker("timeout")
+        limit = float(own.args[0] if own else config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(patience(limit)), append=False)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -85,5 +102,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 async def http(server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as client:
         yield client

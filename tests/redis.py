@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.server import START_SECONDS, free_port
+from tests.speed import patience
 
 
 class Redis:
@@ -33,7 +34,7 @@ class Redis:
                 ],
                 stdout=log,
             )
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + patience(START_SECONDS)
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)):
                 return

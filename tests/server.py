@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx
 
+from tests.speed import patience
+
 TICKERTAPE = Path(sys.executable).with_name("tickertape")
 START_SECONDS = 60
 
@@ -35,7 +37,7 @@ class RunningServer:
 
     async def health_becomes(self, seconds: float, **wanted: Any) -> dict[str, Any]:
         """/health once it says what is wanted. Raises TimeoutError after `seconds`."""
-        async with asyncio.timeout(seconds), httpx.AsyncClient(base_url=self.url) as http:
+        async with asyncio.timeout(patience(seconds)), httpx.AsyncClient(base_url=self.url) as http:
             while True:
                 health: dict[str, Any] = (await http.get("/health")).json()
                 if wanted.items() <= health.items():
@@ -45,7 +47,7 @@ class RunningServer:
     def stop(self) -> int:
         """SIGTERM; its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=patience(30))
 
 
 def free_port() -> int:
@@ -81,7 +83,7 @@ def running(
 
 
 def _wait_ready(server: RunningServer) -> None:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + patience(START_SECONDS)
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise RuntimeError(f"the server ended:\n{server.log.read_text()}")

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.http_limits import http_with
 from app.settings import Settings
+from tests.speed import patience
 
 GET = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 FAULT = {"type", "message", "param", "code"}
@@ -88,7 +89,7 @@ async def connection(
 
 async def exchange(port: int, request: bytes) -> bytes:
     """All that comes back until the server closes."""
-    async with connection(port) as (reader, writer), asyncio.timeout(20):
+    async with connection(port) as (reader, writer), asyncio.timeout(patience(20)):
         writer.write(request)
         return await reader.read()
 

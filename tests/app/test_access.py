@@ -18,6 +18,7 @@ from tests.app.plain_http import exchange
 from tests.app.test_bad_input import error_of
 from tests.app.test_keys import bearer, url_of, walk
 from tests.server import RunningServer, running
+from tests.speed import patience
 
 ORIGIN = "https://app.example"
 SHORT: dict[str, Any] = {"prompt": "x", "max_length": 1}
@@ -43,13 +44,13 @@ def guarded(tiny_model: Path, keys: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture
 async def http(guarded: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=guarded.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=guarded.url, timeout=patience(60)) as client:
         yield client
 
 
 @pytest.fixture
 async def plain(tiny_server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=tiny_server.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=tiny_server.url, timeout=patience(60)) as client:
         yield client
 
 

@@ -13,6 +13,7 @@ import tokenizers
 import typer
 
 from tests.server import TICKERTAPE, RunningServer, free_port, running
+from tests.speed import patience
 
 
 def run(
@@ -24,7 +25,7 @@ def run(
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         env=os.environ | {"COLUMNS": "400"} | environment,
         check=False,
     )
@@ -237,14 +238,16 @@ def test_serve_answers_while_it_loads_and_ends_with_code_0(tmp_path: Path) -> No
 def test_sigterm_ends_every_stream_with_its_terminal_frame(tmp_path: Path) -> None:
     with running(tmp_path / "log", "--shutdown-grace", "0.2") as server:
         body = {"prompt": "Once", "max_length": 4000, "ignore_eos": True, "stream": True}
-        with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=30) as response:
+        with httpx.stream(
+            "POST", f"{server.url}/generate", json=body, timeout=patience(30)
+        ) as response:
             lines = response.iter_lines()
             while not next(lines).startswith("data:"):
                 pass
             server.process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line.startswith("data:")]
         assert json.loads(rest[-1].removeprefix("data: "))["finish_reason"] == "shutdown"
-        assert server.process.wait(timeout=10) == 0
+        assert server.process.wait(timeout=patience(10)) == 0
 
 
 def test_the_engine_goes_when_the_api_process_is_killed(tmp_path: Path) -> None:
@@ -258,5 +261,5 @@ def test_the_engine_goes_when_the_api_process_is_killed(tmp_path: Path) -> None:
 
 
 def _wait_for_exit(pidfd: int, seconds: float) -> bool:
-    readable, _, _ = select.select([pidfd], [], [], seconds)
+    readable, _, _ = select.select([pidfd], [], [], patience(seconds))
     return bool(readable)

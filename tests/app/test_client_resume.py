@@ -24,6 +24,7 @@ from app.client import (
 )
 from tests.proxy import Proxy
 from tests.server import RunningServer
+from tests.speed import patience
 
 TAPE = "T" * 22
 TEXTS = ["Once", " upon", " a", " time", ",", " a", " café", "\n", "🐙", " data:", " sang", "."]
@@ -490,7 +491,7 @@ async def test_a_server_that_is_gone_may_come_back(waits: asyncio.Queue[str]) ->
         first = await anext(events)
         server.close()
         others = asyncio.create_task(read(events))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience(10)):
             while "nothing answers" not in await waits.get():
                 pass
         async with Script(rest(3), port=server.port) as again:
@@ -572,10 +573,10 @@ async def test_leaving_after_a_resume_cancels_once() -> None:
 async def leave(events: AsyncIterator[Event], moment: Coroutine[None, None, object]) -> None:
     """Cancel the task that reads these events when that moment has come."""
     task = asyncio.create_task(read(events))
-    await asyncio.wait_for(moment, 10)
+    await asyncio.wait_for(moment, patience(10))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, patience(10))
 
 
 async def test_leaving_in_the_wait_for_a_new_connection(waits: asyncio.Queue[str]) -> None:

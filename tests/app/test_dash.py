@@ -35,6 +35,7 @@ from tests.app.test_keys import bearer
 from tests.app.test_sse import REQUEST, serving
 from tests.raw import never_reading
 from tests.server import RunningServer, parse_frames, read_stream, running
+from tests.speed import patience
 
 EVENTS: dict[str | None, type[BaseModel]] = {
     "history": HistoryEvent,
@@ -380,7 +381,7 @@ async def test_one_who_takes_nothing_is_cut_off_and_holds_up_nobody(house: House
 
     other = house.dash.watch("")
     await anext(other)
-    async with serving(app) as port, asyncio.timeout(20):
+    async with serving(app) as port, asyncio.timeout(patience(20)):
         stuck = never_reading(port, REQUEST)
         await came.get()
         heard = 0
@@ -398,7 +399,7 @@ async def test_a_sample_that_fails_is_not_the_last(
     monkeypatch.setattr("app.dash.INTERVAL", 0.01)
     monkeypatch.delattr(house.link, "gauges", raising=True)
     house.dash.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         while "no sample" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         house.link.gauges = Gauges(running=3)
@@ -422,7 +423,7 @@ def locked(tiny_model: Path, tmp_path: Path) -> Iterator[RunningServer]:
 
 async def test_each_key_watches_its_own_tapes_to_the_end(locked: RunningServer) -> None:
     """And the end is an event, not only the connection's."""
-    async with httpx.AsyncClient(base_url=locked.url, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=locked.url, timeout=patience(20)) as http:
         http.headers.update(bearer("alice"))
         async with typing(http, LONG) as (reading, _):
             pass
@@ -446,13 +447,13 @@ async def test_each_key_watches_its_own_tapes_to_the_end(locked: RunningServer) 
             locked.process.send_signal(signal.SIGTERM)
             last = [frame async for frame in frames_to_come][-1]
     assert (last.event, json.loads(last.data or "")) == ("end", {"reason": "shutdown"})
-    assert locked.process.wait(timeout=10) == 0
+    assert locked.process.wait(timeout=patience(10)) == 0
     assert "Cancel" not in locked.log.read_text(), "uvicorn had to break nothing off"
 
 
 def test_without_keys_ids_are_told_to_this_machine_only(tiny_server: RunningServer) -> None:
     """To others each is a secret: whoever has it can read the tape."""
-    with httpx.Client(base_url=tiny_server.url, timeout=20) as http:
+    with httpx.Client(base_url=tiny_server.url, timeout=patience(20)) as http:
         tape = http.post("/v1/tapes", json=LONG).json()["tape"]
         here = http.get("/v1/dash?samples=1").text
         elsewhere = http.get("/v1/dash?samples=1", headers={"X-Forwarded-For": "203.0.113.9"}).text

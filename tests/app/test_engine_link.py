@@ -24,6 +24,7 @@ from app.tapes.shelf import Shelf
 from app.tapes.tape import Tape
 from model.messages import Configure, Finished, Generate, Started, Token
 from model.sampling import SamplingParams
+from tests.speed import patience
 
 OPTIONS = Configure("", "", 1, 1, None, 1)
 
@@ -95,7 +96,7 @@ class Inbox(asyncio.Queue[Event | EngineError]):
 
 
 async def test_each_sink_gets_its_own_in_order_and_nothing_after_the_end() -> None:
-    async with asyncio.timeout(20), started() as link:
+    async with asyncio.timeout(patience(20)), started() as link:
         inboxes = {name: Inbox() for name in "abc"}
         for number, (name, inbox) in enumerate(inboxes.items()):
             link.submit(request(name, 5 + number), inbox.put_nowait)
@@ -108,7 +109,7 @@ async def test_each_sink_gets_its_own_in_order_and_nothing_after_the_end() -> No
 
 
 async def test_a_cancelled_sequence_says_nothing_more() -> None:
-    async with asyncio.timeout(20), started() as link:
+    async with asyncio.timeout(patience(20)), started() as link:
         cancelled, other = Inbox(), Inbox()
         link.submit(request("a", 1 << 20), cancelled.put_nowait)
         await cancelled.until(Token)
@@ -122,7 +123,7 @@ async def test_a_cancelled_sequence_says_nothing_more() -> None:
 
 
 async def test_closing_the_generator_cancels_and_reading_it_out_does_not() -> None:
-    async with asyncio.timeout(20), started() as link:
+    async with asyncio.timeout(patience(20)), started() as link:
         assert len([event async for event in link.generate(request("a", 3))]) == 5
         events = link.generate(request("b", 1 << 20))
         await anext(events)
@@ -132,7 +133,7 @@ async def test_closing_the_generator_cancels_and_reading_it_out_does_not() -> No
 
 
 async def test_when_the_engine_dies_everybody_is_told_once_and_another_comes() -> None:
-    async with asyncio.timeout(20), started() as link:
+    async with asyncio.timeout(patience(20)), started() as link:
         inbox, pid = Inbox(), link.pid
         link.submit(request("a", 1 << 20), inbox.put_nowait)
         await inbox.until(Token)
@@ -150,7 +151,7 @@ async def test_an_engine_that_babbles_at_its_first_start_is_given_up() -> None:
     link = BabblingLink(OPTIONS)
     await link.start()
     with pytest.raises(EngineFailedError, match="it sent what is no report"):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience(20)):
             await link.loaded()
     await link.stop()
 
@@ -325,7 +326,7 @@ async def test_a_tape_that_cannot_be_written_ends_alone(monkeypatch: pytest.Monk
         raise RuntimeError("no room")
 
     params = SamplingParams(max_tokens=1 << 20, seed=0)
-    async with asyncio.timeout(20), started() as link:
+    async with asyncio.timeout(patience(20)), started() as link:
         registry = Registry(Recovery(link), MemoryStore(Shelf(ttl=300, budget=1 << 20)), 1 << 20)
         good, bad = [await registry.create(Plan([[1]], params)) for _ in range(2)]
         record = Tape.record

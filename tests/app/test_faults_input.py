@@ -27,13 +27,14 @@ from tests.answers import read_all
 from tests.app.test_bad_input import JSON, error_of
 from tests.app.test_http_limits import GET, connection
 from tests.server import RunningServer, running
+from tests.speed import patience
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 async def http(tiny_server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=tiny_server.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=tiny_server.url, timeout=patience(60)) as client:
         yield client
 
 

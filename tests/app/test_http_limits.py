@@ -14,6 +14,7 @@ import pytest
 from tests.app.conftest import HEADER_TIMEOUT
 from tests.app.plain_http import GET, Script, connection, exchange, refusal, serving
 from tests.server import RunningServer
+from tests.speed import patience
 
 MIB = 1 << 20
 
@@ -79,7 +80,7 @@ async def test_bytes_without_end_that_lead_to_nothing() -> None:
             for _ in range(40):
                 writer.write(b"x" * 65536)
                 await writer.drain()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(patience(5)):
                 assert refusal(await reader.read())[0] == 431
                 await script.left.wait()
 
@@ -119,7 +120,7 @@ async def test_a_reader_that_leaves_is_noticed_though_another_request_waits() ->
             writer.write(GET % b"stream" + GET % b"second")
             script.pieces.put_nowait(b"first piece")
             await reader.readuntil(b"first piece")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(patience(5)):
             while not script.left.is_set():
                 script.pieces.put_nowait(b"more")
                 await asyncio.sleep(0)
@@ -150,7 +151,7 @@ async def test_a_slow_head_behind_a_stream_does_not_cut_it() -> None:
         writer.write(GET % b"stream" + b"GET / HT")
         script.pieces.put_nowait(b"first piece")
         await reader.readuntil(b"first piece")
-        async with asyncio.timeout(5):  # only its closing tells that the time has passed
+        async with asyncio.timeout(patience(5)):  # only its closing tells that the time has passed
             loop, passed = asyncio.get_running_loop(), asyncio.Event()
             loop.call_later(0.3, passed.set)
             await passed.wait()
@@ -178,7 +179,7 @@ async def test_a_line_end_does_not_keep_a_connection() -> None:
     async with (
         serving(Script(), header_timeout=0.2) as port,
         connection(port) as (reader, writer),
-        asyncio.timeout(2),
+        asyncio.timeout(patience(2)),
     ):
         writer.write(GET % b"")
         await reader.readuntil(b"end of /")

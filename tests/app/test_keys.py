@@ -15,6 +15,7 @@ from app.security import ApiKeys
 from app.settings import Settings
 from tests.answers import Reading
 from tests.server import RunningServer, running
+from tests.speed import patience
 from tests.tiny import tiny_llama
 
 ALICE, BOB = "alice's key", "bob-ключ"
@@ -60,7 +61,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.fixture
 async def http(locked: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=locked.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=locked.url, timeout=patience(60)) as client:
         yield client
 
 

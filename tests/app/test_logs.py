@@ -24,6 +24,7 @@ from tests.answers import typing
 from tests.app.plain_http import exchange
 from tests.app.test_keys import bearer
 from tests.server import RunningServer, running
+from tests.speed import patience
 
 KEY = "a key that nobody shall read"
 BODY: dict[str, Any] = {"prompt": "my secret", "max_length": 6, "ignore_eos": True}
@@ -50,13 +51,13 @@ def logging_server(
 @pytest.fixture
 async def http(logging_server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
     url, headers = logging_server.url, bearer(KEY)
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=patience(60)) as client:
         yield client
 
 
 async def line_with(server: RunningServer, **wanted: Any) -> dict[str, Any]:
     """The one line that says this, once it is there. Raises TimeoutError."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         while True:
             text = server.log.read_text().rpartition("\n")[0]
             lines = [json.loads(line) for line in text.splitlines()]

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from tests.server import RunningServer
+from tests.speed import patience
 
 pytestmark = pytest.mark.alone
 
@@ -107,7 +108,7 @@ async def measured(
     """
     folder, name = tmp_path_factory.mktemp("megabyte"), request.param
     rounds: list[Measured] = []
-    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as http:
         while len(rounds) < 3 and not (rounds and rounds[-1].pace < 2):
             usual, busy = Watch(http), Watch(http)
             await usual.while_(asyncio.create_task(asyncio.sleep(3)))

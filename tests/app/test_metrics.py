@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.metrics import PREFIX, Histogram, Metrics
 from tests.answers import Reading, typing
 from tests.server import RunningServer, read_stream, running
+from tests.speed import patience
 from tests.tiny import CHAT_TEMPLATE, tiny_llama
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -41,7 +42,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 @pytest.fixture
 async def http(watched: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=watched.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=watched.url, timeout=patience(60)) as client:
         yield client
 
 
@@ -65,7 +66,7 @@ def value(samples: Samples, name: str, **given: str) -> float:
 
 async def becomes(http: httpx.AsyncClient, name: str, wanted: float, **given: str) -> Samples:
     """The metrics once one of them has this value. Raises TimeoutError."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         while value(samples := await scrape(http), name, **given) != wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return samples

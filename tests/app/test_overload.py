@@ -12,6 +12,7 @@ import pytest
 from app.client import Client, Done
 from tests.answers import Reading, read_all, read_into, typing
 from tests.server import RunningServer, running
+from tests.speed import patience
 
 pytestmark = pytest.mark.alone
 
@@ -31,7 +32,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 async def http(narrow: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=narrow.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=narrow.url, timeout=patience(60)) as client:
         yield client
     await narrow.health_becomes(5, running=0, waiting=0, paused=0)
 

@@ -13,6 +13,7 @@ from app.tapes.registry import Registry
 from app.tapes.shelf import Shelf
 from app.tapes.tape import End, Entry, Tape
 from model.sampling import SamplingParams
+from tests.speed import patience
 
 PLAN = Plan([[1]], SamplingParams(max_tokens=9, seed=0))
 
@@ -108,7 +109,7 @@ async def test_what_is_written_anew_takes_nobody_with_it() -> None:
     write(store, other, 3)
     lost.finish("stop")
     other.finish("stop")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         await asyncio.gather(lost.ended(), other.ended())
     assert log.known["lost"] == [*lost.entries, lost.end]
     assert log.known["other"] == [*other.entries, other.end]
@@ -125,7 +126,7 @@ async def test_what_was_shown_stays_so_while_it_is_written_anew() -> None:
     log.puts_to_fail = 3
     write(store, tape, 1)
     seen = set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         while tape.last < 6:
             seen.add(tape.last)
             await asyncio.sleep(0)

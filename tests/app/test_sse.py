@@ -23,6 +23,7 @@ from app.tapes.tape import Choice, Entry, Tape
 from app.turns import Turns
 from tests.raw import never_reading
 from tests.server import Frame, parse_frames
+from tests.speed import patience
 
 MIB = 1 << 20
 REQUEST = b"GET / HTTP/1.1\r\nHost: tape\r\nConnection: close\r\n\r\n"
@@ -100,7 +101,7 @@ def unchunked(raw: bytes) -> bytes:
 async def test_a_reader_that_takes_nothing_is_cut_off_and_holds_up_nobody() -> None:
     tape, readers, metrics = Tape("a" * 22, [Choice(1)]), Readers(), Metrics("none", 8192)
     app = reading(tape, readers, send_timeout=1.0, ping_interval=15, metrics=metrics)
-    async with serving(app) as port, asyncio.timeout(20):
+    async with serving(app) as port, asyncio.timeout(patience(20)):
         stuck = never_reading(port, REQUEST)
         await readers.came.get()
         reader = asyncio.create_task(read_all(port))
@@ -125,7 +126,7 @@ async def test_a_silent_stream_gets_comments_that_move_no_cursor() -> None:
     async with serving(app) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(REQUEST)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience(10)):
             for _ in range(2):
                 await reader.readuntil(b": ping state=queued\n\n")
             tape.append(Entry("x", 1))
@@ -140,7 +141,7 @@ async def test_a_send_that_never_ends_is_ended() -> None:
     async def forever(message: Message) -> None:
         await asyncio.Event().wait()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         with pytest.raises(TimeoutError):
             async with SendWatch(0.05) as watch:
                 await watch.send(forever, {})
@@ -171,7 +172,7 @@ async def test_a_ping_behind_a_send_that_waits_does_not_hide_it() -> None:
             await watch.send(at_once, {})
             await frame
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         with pytest.raises(TimeoutError):
             await frame_and_ping()
 

@@ -23,6 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from app.settings import Settings
 from tests.answers import Reading, typing
 from tests.server import RunningServer, running
+from tests.speed import patience
 from tests.tiny import CHAT_TEMPLATE, tiny_llama
 
 BODY: dict[str, Any] = {"prompt": "my secret", "max_length": 6, "ignore_eos": True}
@@ -61,7 +62,7 @@ class Collector:
 
     async def span(self, tape: str) -> Span:
         """That of a tape, once it has arrived. Raises TimeoutError."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience(10)):
             while tape not in self.spans:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         return self.spans[tape]
@@ -137,7 +138,7 @@ def traced(
 
 @pytest.fixture
 async def http(traced: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=traced.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=traced.url, timeout=patience(60)) as client:
         yield client
 
 
@@ -216,7 +217,7 @@ def test_a_collector_that_is_not_there_costs_nothing(tiny_model: Path, tmp_path:
     """Neither an answer, nor an end in time."""
     flags = ("--model", str(tiny_model), "--otlp-endpoint", "http://127.0.0.1:9")
     with running(tmp_path / "log", *flags) as server:
-        answer = httpx.post(f"{server.url}/generate", json=BODY, timeout=60)
+        answer = httpx.post(f"{server.url}/generate", json=BODY, timeout=patience(60))
         assert answer.status_code == 200
         assert server.stop() == 0
     assert all(line.startswith("{") for line in server.log.read_text().splitlines())

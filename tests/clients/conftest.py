@@ -8,6 +8,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from tests.server import RunningServer, running
+from tests.speed import patience
 from tests.tiny import HERMES, tiny_llama
 
 MODEL = "smollm2-135m"
@@ -24,7 +25,7 @@ def sdk(
         base_url=f"{server.url}/v1",
         api_key=api_key,
         max_retries=max_retries,
-        timeout=60,
+        timeout=patience(60),
         _strict_response_validation=strict,
     )
 

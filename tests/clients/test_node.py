@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.server import RunningServer
+from tests.speed import patience
 
 NODE = shutil.which("node")
 SCRIPTS = Path(__file__).parent / "node"
@@ -21,7 +22,9 @@ def run(script: str, *servers: RunningServer) -> Any:
     assert NODE
     assert (SCRIPTS / "node_modules").is_dir(), "run scripts/install-node-clients.sh"
     command = [NODE, str(SCRIPTS / script), *(server.url for server in servers)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=patience(100), check=False
+    )
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 

@@ -13,6 +13,7 @@ from tests.clients.conftest import MODEL, sdk
 from tests.clients.test_openai_chat import Person
 from tests.proxy import Proxy
 from tests.server import RunningServer
+from tests.speed import patience
 
 ASK: Fields = {
     "model": MODEL,
@@ -142,7 +143,7 @@ async def test_a_cut_connection_is_an_error_and_the_stream_goes_on(
 
 async def test_last_event_id_resumes_as_well(client: AsyncOpenAI, server: RunningServer) -> None:
     body = ASK | {"stream": True}
-    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as http:
         blocks = blocks_of((await http.post("/v1/responses", json=body)).text)
         numbers = [data.get("sequence_number") for _, data in blocks]
         for cut in range(1, len(blocks)):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tests.clients.blocks import Fields, blocks_of
 from tests.clients.conftest import MODEL, sdk
 from tests.server import RunningServer, running
+from tests.speed import patience
 from tests.tiny import HERMES, tiny_llama
 
 
@@ -121,7 +122,7 @@ async def test_a_stream_with_a_call_cut_anywhere(
         return names, "".join(function["arguments"] for function in functions)
 
     body = asked | {"stream": True, "tool_choice": NAMED}
-    async with httpx.AsyncClient(base_url=calling.url, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=calling.url, timeout=patience(60)) as http:
         blocks = blocks_of((await http.post("/v1/chat/completions", json=body)).text)
         assert told(blocks)[0] == "add"
         for cut in range(1, len(blocks)):

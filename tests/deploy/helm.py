@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.speed import patience
+
 Values = dict[str, Any]
 
 
@@ -31,7 +33,7 @@ def _ask(what: str, chart: Path, releases: tuple[Values, ...]) -> Any:
         input=json.dumps(releases),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

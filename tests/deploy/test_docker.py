@@ -20,6 +20,7 @@ import yaml
 from app.hosts import own_names
 from app.settings import Settings
 from tests.deploy.tools import ROOT, complaints
+from tests.speed import patience
 
 DOCKERFILE = ROOT / "Dockerfile"
 COMPOSE = ROOT / "compose.yaml"
@@ -164,7 +165,9 @@ def check_health(port: int) -> int:
     # A proxy that is not there: one must not be asked.
     environment = {"TICKERTAPE_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
     command = [sys.executable, "-S", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, timeout=30).returncode
+    return subprocess.run(
+        command, env=environment, capture_output=True, timeout=patience(30)
+    ).returncode
 
 
 def test_the_health_check_tells_well_from_ill() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from app.settings import Settings
 from tests.deploy.tools import DEPLOY, complaints, tool
+from tests.speed import patience
 
 EXAMPLE = DEPLOY / "nginx" / "tickertape.conf"
 
@@ -88,7 +89,9 @@ async def before_a_server(folder: Path, example: str) -> AsyncIterator[Proxied]:
     proxied = Proxied(folder)
     async with await asyncio.start_unix_server(proxied.accept, str(folder / "back")):
         command = [tool("nginx"), "-p", folder, "-e", "error.log", "-c", configure(folder, example)]
-        run = functools.partial(subprocess.run, check=True, capture_output=True, timeout=30)
+        run = functools.partial(
+            subprocess.run, check=True, capture_output=True, timeout=patience(30)
+        )
         await asyncio.to_thread(run, command)  # it returns when nginx, in the background, listens
         try:
             yield proxied
@@ -159,7 +162,7 @@ async def test_each_frame_arrives_before_the_next_is_sent(proxied: Proxied) -> N
     for number in range(3):
         frame = b"id: tape:%d\n\n" % number
         server.write(chunk(frame))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(patience(10)):
             await reader.readuntil(frame)
 
 
@@ -172,7 +175,7 @@ async def written_to_nobody(proxied: Proxied, most: int) -> int:
     with contextlib.suppress(TimeoutError):
         while written < most:
             server.write(chunk(b"a" * 2**16))
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(patience(0.5)):
                 await server.drain()
             written += 2**16
     return written
@@ -220,7 +223,7 @@ async def test_a_client_that_leaves_has_left_the_server_too(proxied: Proxied) ->
     server.write(HEAD + chunk(b"id: tape:0\n\n"))
     await reader.readuntil(b"id: tape:0\n\n")
     writer.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         assert await from_nginx.read() == b""
 
 

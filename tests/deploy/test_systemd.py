@@ -8,6 +8,7 @@ import pytest
 
 from app.settings import Settings
 from tests.deploy.tools import DEPLOY, complaints, tool
+from tests.speed import patience
 
 UNIT = DEPLOY / "systemd" / "tickertape.service"
 
@@ -25,7 +26,7 @@ def verified(folder: Path, unit: str) -> str:
     file.write_text(unit.replace(program, "ExecStart=/bin/true serve"))
     # It ends with 0 when it has only warned, as of a key that it does not know.
     asked = [tool("systemd-analyze"), "verify", "--man=no", "--recursive-errors=no", str(file)]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=patience(60))
     return done.stdout + done.stderr
 
 

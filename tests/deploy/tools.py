@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.speed import patience
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 
@@ -28,6 +30,6 @@ def tool(name: str) -> str:
 def complaints(name: str, *arguments: object, cwd: Path = ROOT) -> str:
     """What the tool says against it, or "" when it has nothing to say against it."""
     command = [tool(name), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=patience(60))
     said = done.stdout + done.stderr
     return said or f"exit code {done.returncode}" if done.returncode else ""

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from tests.speed import patience
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = [
@@ -35,6 +37,7 @@ def find_browser() -> str:
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
+    expect.set_options(timeout=patience(5_000))
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
         yield browser
@@ -45,6 +48,7 @@ async def browser() -> AsyncIterator[Browser]:
 async def page(browser: Browser, request: pytest.FixtureRequest) -> AsyncIterator[Page]:
     """A page in a fresh context; how it looked at the end is kept in screenshots/."""
     context = await browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(patience(30_000))
     page = await context.new_page()
     yield page
     SCREENSHOTS.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ import httpx
 
 from tests.answers import typing
 from tests.server import running
+from tests.speed import patience
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 ESTABLISHED = "01"
@@ -42,7 +43,10 @@ def connections(port: int) -> int:
 async def main(log: Path) -> None:
     loopback(up=True)
     with running(log, "--send-timeout", "2", "--ping-interval", "1") as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http, typing(http, BODY):
+        async with (
+            httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as http,
+            typing(http, BODY),
+        ):
             took = await go_dark(server.port)
             await server.health_becomes(10, running=0, paused=1)
         assert server.stop() == 0

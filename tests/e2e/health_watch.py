@@ -9,11 +9,13 @@ import select
 import sys
 import time
 
+from tests.speed import patience
+
 EVERY_SECONDS = 0.02
 
 
 def watch(port: int) -> tuple[int, float]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patience(30))
     asked, slowest = 0, 0.0
     while not select.select([sys.stdin], [], [], EVERY_SECONDS)[0]:
         began = time.perf_counter()

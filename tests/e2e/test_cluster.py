@@ -22,6 +22,7 @@ import pytest
 
 from tests.answers import Reading, read_all, typing
 from tests.server import TICKERTAPE, free_port
+from tests.speed import patience
 from tests.tiny import CHAT_TEMPLATE, tiny_llama
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
@@ -65,7 +66,7 @@ class Cluster:
     async def replicas_become(
         self, http: httpx.AsyncClient, count: int, *, other_than: Collection[str] = ()
     ) -> dict[str, int]:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(patience(SECONDS)):
             while True:
                 with contextlib.suppress(httpx.TransportError, AssertionError):
                     found = await self.replicas(http)
@@ -91,7 +92,7 @@ def running(log: Path, *flags: str) -> Iterator[Cluster]:
         _wait_ready(cluster)
         yield cluster
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == 0, log.read_text()
+        assert process.wait(patience(60)) == 0, log.read_text()
         assert cluster.processes() == []
     finally:
         for pid in cluster.processes():
@@ -101,7 +102,7 @@ def running(log: Path, *flags: str) -> Iterator[Cluster]:
 
 
 def _wait_ready(cluster: Cluster) -> None:
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + patience(SECONDS)
     while time.monotonic() < deadline:
         assert cluster.process.poll() is None, cluster.log.read_text()
         with contextlib.suppress(httpx.TransportError):
@@ -121,7 +122,7 @@ def cluster(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 @asynccontextmanager
 async def client(cluster: Cluster) -> AsyncIterator[httpx.AsyncClient]:
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=cluster.url, timeout=60, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=cluster.url, timeout=patience(60), limits=limits) as http:
         yield http
 
 
@@ -146,7 +147,7 @@ class Reader:
     answered_by: list[str] = field(default_factory=list)
 
     async def read(self, http: httpx.AsyncClient) -> None:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(patience(SECONDS)):
             while not self.reading.done:
                 with contextlib.suppress(httpx.TransportError):
                     await self._connect(http)
@@ -162,7 +163,7 @@ class Reader:
 
 
 async def have(readers: list[Reader], count: int) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patience(60)):
         while any(len(reader.reading.token_ids) < count for reader in readers):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -193,7 +194,7 @@ async def test_a_stream_whose_reader_leaves_pauses(http: httpx.AsyncClient) -> N
     http.headers["X-Session-Id"] = "mine"
     async with typing(http, body(1, LASTING)) as (reading, _):
         pass
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience(30)):
         while (await http.get("/health")).json()["paused"] != 1:
             pass
     assert (await http.delete(f"/v1/tapes/{reading.tape}")).status_code == 204
@@ -297,7 +298,7 @@ async def test_rolling_update(cluster: Cluster, http: httpx.AsyncClient) -> None
 
 
 async def _gone(pids: list[int]) -> None:
-    async with asyncio.timeout(SECONDS):
+    async with asyncio.timeout(patience(SECONDS)):
         while any(map(psutil.pid_exists, pids)):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

@@ -18,6 +18,7 @@ import pytest
 from tests.answers import Reading, read_all, read_into, to_the_end, typing
 from tests.e2e.deadly_engine import AT, DEADLY, SPOILT
 from tests.server import RunningServer, running
+from tests.speed import patience
 
 STREAMS = 32
 DEADLY_SERVER = (sys.executable, "-m", "tests.e2e.deadly_engine")
@@ -38,7 +39,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 async def undisturbed(own: RunningServer) -> list[list[int]]:
     """The tokens of each of the requests, from an engine that lives."""
-    async with httpx.AsyncClient(base_url=own.url, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=own.url, timeout=patience(60)) as http:
         readings = await asyncio.gather(*(read_all(http, body(n)) for n in range(STREAMS)))
     assert not any({"state": "recovering"} in reading.statuses for reading in readings)
     return [reading.token_ids for reading in readings]
@@ -46,7 +47,7 @@ async def undisturbed(own: RunningServer) -> list[list[int]]:
 
 @pytest.fixture
 async def http(own: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=own.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=own.url, timeout=patience(60)) as client:
         yield client
     await own.health_becomes(30, engine="ready", running=0, waiting=0, paused=0, kv_blocks_used=0)
 
@@ -76,7 +77,7 @@ def kill(server: RunningServer) -> int:
 
 async def replaced(server: RunningServer, pid: int, seconds: float = 10) -> None:
     """Another process is there, maybe loading."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(patience(seconds)):
         while server.health()["engine_pid"] == pid:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -84,7 +85,7 @@ async def replaced(server: RunningServer, pid: int, seconds: float = 10) -> None
 async def becomes(http: httpx.AsyncClient, status: int, seconds: float) -> float:
     """How long it takes /ready to answer so."""
     began = time.monotonic()
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(patience(seconds)):
         while (await http.get("/ready")).status_code != status:
             pass
     return time.monotonic() - began
@@ -139,7 +140,7 @@ async def test_kills_in_a_row_lose_nothing(
 async def next_token(readings: Sequence[Reading]) -> None:
     """Of any of them."""
     before = sum(reading.last for reading in readings)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience(30)):
         while sum(reading.last for reading in readings) == before:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
@@ -167,7 +168,7 @@ async def test_an_engine_that_hangs_is_killed_and_the_streams_go_on(
     tmp_path: Path, undisturbed: list[list[int]]
 ) -> None:
     with running(tmp_path / "log", *FLAGS, "--engine-timeout", "1") as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as http:
             stream = asyncio.create_task(read_all(http, body(1)))
             engine = (await server.health_becomes(10, running=1))["engine_pid"]
             os.kill(engine, signal.SIGSTOP)
@@ -275,13 +276,13 @@ async def test_an_engine_that_cannot_come_back_ends_the_server_in_order(
     model = Path(shutil.copy(model_path, tmp_path))
     with running(tmp_path / "log", "--model", str(model), "--dtype", "float32") as server:
         async with (
-            httpx.AsyncClient(base_url=server.url, timeout=60) as http,
+            httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as http,
             typing(http, body(0)) as (reading, frames),
         ):
             model.unlink()  # noqa: ASYNC240
             kill(server)
             assert (await to_the_end(reading, frames))["finish_reason"] == "shutdown"
-        assert await asyncio.to_thread(server.process.wait, 10) == 1
+        assert await asyncio.to_thread(server.process.wait, patience(10)) == 1
         assert str(model) in server.log.read_text().splitlines()[-1]
 
 

@@ -16,6 +16,7 @@ from tests.app.test_keys import bearer
 from tests.e2e.conftest import SCREENSHOTS
 from tests.proxy import Proxy
 from tests.server import RunningServer, running
+from tests.speed import patience
 from tests.tiny import tiny_llama
 
 AXE = Path(__file__).parents[1] / "clients" / "node" / "node_modules" / "axe-core" / "axe.min.js"
@@ -33,7 +34,7 @@ async def load(
 ) -> AsyncIterator[list[Reading]]:
     """So many streams that are read, and go on until the block ends."""
     readings = [Reading() for _ in range(number)]
-    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as http:
         tasks = [
             asyncio.create_task(read_into(reading, http, body | {"prompt": prompt}))
             for reading, prompt in zip(readings, PROMPTS, strict=False)
@@ -80,7 +81,7 @@ async def violations(page: Page) -> Any:
 async def test_figures_move_under_load(page: Page, server: RunningServer) -> None:
     await open_dash(page, server.url)
     # Tapes of other tests have a row for ten seconds after their end.
-    await expect(page.locator("#no-tapes")).to_be_visible(timeout=15_000)
+    await expect(page.locator("#no-tapes")).to_be_visible(timeout=patience(15_000))
     async with load(server):
         await expect(page.locator(running_rows)).to_have_count(len(PROMPTS))
         await expect(page.locator("#running")).to_have_text(str(len(PROMPTS)))

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.e2e.requests_gone_wrong import Request, requests
 from tests.server import RunningServer, running
+from tests.speed import patience
 from tests.tiny import TOOLS_TEMPLATE, tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def watched_health(server: RunningServer, report: list[float]) -> Iterator[None]
     try:
         yield
     finally:
-        said, _ = watch.communicate("", timeout=30)
+        said, _ = watch.communicate("", timeout=patience(30))
     report += map(float, said.split())
 
 
@@ -113,7 +114,7 @@ def test_requests_gone_wrong_do_no_harm(small: RunningServer, pytestconfig: pyte
 
 
 def wait_idle(server: RunningServer) -> dict[str, Any]:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience(10)
     while not (health := server.health()).items() >= IDLE.items():
         assert time.monotonic() < deadline, health
         time.sleep(0.05)

@@ -16,6 +16,7 @@ import pytest
 from tests.answers import read_all, typing
 from tests.raw import never_reading, post_generate
 from tests.server import RunningServer, running
+from tests.speed import patience
 
 LEAVERS = 1000
 IDLE = {"running": 0, "waiting": 0, "paused": 0, "kv_blocks_used": 0}
@@ -35,7 +36,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 @pytest.fixture
 async def http(own: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=10)
-    async with httpx.AsyncClient(base_url=own.url, timeout=90, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=own.url, timeout=patience(90), limits=limits) as client:
         yield client
 
 
@@ -176,7 +177,7 @@ async def test_readers_that_take_nothing_are_cut_and_cost_the_others_nothing(
 
 def until_closed(client: socket.socket) -> None:
     """Read what came before the server closed or reset it. Raises TimeoutError if it has not."""
-    client.settimeout(10)
+    client.settimeout(patience(10))
     with contextlib.suppress(ConnectionError):
         while client.recv(1 << 16):
             pass

@@ -14,6 +14,7 @@ import pytest
 
 from bench.memory import memory
 from tests.server import RunningServer, running
+from tests.speed import patience
 from tests.tiny import tiny_llama
 
 AT_ONCE = 64
@@ -99,7 +100,7 @@ async def test_many_requests_leave_nothing_behind(
 ) -> None:
     requests: int = pytestconfig.getoption("requests")
     async with httpx.AsyncClient(
-        base_url=small.url, timeout=60, limits=httpx.Limits(max_connections=AT_ONCE)
+        base_url=small.url, timeout=patience(60), limits=httpx.Limits(max_connections=AT_ONCE)
     ) as http:
         crowd = Crowd(small, http, requests)
         left = iter(repeat(None, requests))

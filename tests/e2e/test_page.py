@@ -9,6 +9,8 @@ import httpx
 import pytest
 from playwright.async_api import ConsoleMessage, Page, Request, expect
 
+from tests.speed import patience
+
 PROMPT = "Once upon a time"
 LONG = 400
 
@@ -54,11 +56,13 @@ async def set_field(page: Page, name: str, value: str) -> None:
 
 
 async def expect_state(page: Page, state: str) -> None:
-    await expect(page.locator("#status")).to_have_attribute("data-state", state, timeout=60_000)
+    await expect(page.locator("#status")).to_have_attribute(
+        "data-state", state, timeout=patience(60_000)
+    )
 
 
 async def expect_text(page: Page) -> None:
-    await expect(page.locator("#continuation")).not_to_be_empty(timeout=60_000)
+    await expect(page.locator("#continuation")).not_to_be_empty(timeout=patience(60_000))
 
 
 async def start(page: Page) -> None:
@@ -259,7 +263,7 @@ async def test_docs_render_without_leaving_the_origin(page: Page, server: Server
 
     page.on("request", note)
     await page.goto(f"{server.url}/docs")
-    await expect(page.locator(".opblock").first).to_be_visible(timeout=20_000)
+    await expect(page.locator(".opblock").first).to_be_visible(timeout=patience(20_000))
     await expect(page.locator(".opblock-summary-path", has_text="/tapes").first).to_be_visible()
 
     home = urlsplit(server.url).netloc

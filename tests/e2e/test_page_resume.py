@@ -20,6 +20,7 @@ from tests.e2e.test_page import (
 )
 from tests.proxy import Proxy
 from tests.server import RunningServer, running
+from tests.speed import patience
 
 LONG = 6000
 TAPE = "**/v1/tapes/*"
@@ -295,10 +296,12 @@ async def test_stop_does_not_wait_for_the_next_try(page: Page, server: RunningSe
         await open_page(page, proxy, max_length=LONG)
         await start_long(page)
         await cut(page, proxy)
-        await expect(page.locator("#status")).to_contain_text("Next try in 8 s", timeout=15_000)
+        await expect(page.locator("#status")).to_contain_text(
+            "Next try in 8 s", timeout=patience(15_000)
+        )
         proxy.refuses = False
         await page.click("#stop")
-        await expect(page.locator("#status")).to_have_text("Stopped.", timeout=5000)
+        await expect(page.locator("#status")).to_have_text("Stopped.", timeout=patience(5000))
         await expect_whole_text_once(page, server.url)
 
 
@@ -314,7 +317,7 @@ async def test_a_tape_that_the_server_has_dropped_can_be_generated_again(
             await own.health_becomes(10, tapes=0)
             proxy.refuses = False
             gone = "The server no longer has this tape."
-            await expect(page.locator("#status")).to_have_text(gone, timeout=10_000)
+            await expect(page.locator("#status")).to_have_text(gone, timeout=patience(10_000))
             await page.click("#retry")
             await expect(page.locator("#status")).to_have_text("Typing …")
             await page.click("#stop")

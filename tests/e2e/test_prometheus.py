@@ -12,6 +12,7 @@ import pytest
 from tests.answers import Reading, read_into
 from tests.deploy.tools import tool
 from tests.server import RunningServer, free_port, running
+from tests.speed import patience
 from tests.tiny import tiny_llama
 
 REQUESTS = 500
@@ -52,7 +53,7 @@ def prometheus(tmp_path: Path, server: RunningServer) -> Iterator[str]:
         yield f"http://{address}"
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(patience(10))
 
 
 async def value(http: httpx.AsyncClient, query: str) -> float | None:
@@ -68,7 +69,7 @@ async def value(http: httpx.AsyncClient, query: str) -> float | None:
 
 async def becomes(http: httpx.AsyncClient, query: str, wanted: float) -> None:
     """Once it has scraped that. Raises TimeoutError when it does not."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patience(20)):
         while (await value(http, query)) != wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
@@ -87,7 +88,7 @@ async def test_it_has_what_500_clients_count(server: RunningServer, prometheus: 
             await read_into(readings[number], http, body(number))
 
     async with (
-        httpx.AsyncClient(base_url=server.url, timeout=60) as http,
+        httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as http,
         httpx.AsyncClient(base_url=prometheus) as asking,
     ):
         await becomes(asking, "up", 1)

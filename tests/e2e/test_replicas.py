@@ -18,6 +18,7 @@ from app.client import Client
 from tests.answers import Reading, read_all, read_into, to_the_end, typing
 from tests.redis import Redis, redis
 from tests.server import RunningServer, read_stream, running
+from tests.speed import patience
 from tests.tiny import CHAT_TEMPLATE, tiny_llama
 
 STREAMS = 32
@@ -51,7 +52,7 @@ class Replicas:
         server = await asyncio.to_thread(
             self._servers.enter_context, running(log, *self._flags, "--shutdown-grace", "1")
         )
-        client = httpx.AsyncClient(base_url=server.url, timeout=60)
+        client = httpx.AsyncClient(base_url=server.url, timeout=patience(60))
         self.servers.append(server)
         self.http.append(await self._clients.enter_async_context(client))
 
@@ -114,7 +115,7 @@ async def begun(http: httpx.AsyncClient, wanted: dict[str, Any]) -> Reading:
 
 
 async def has(reading: Reading, count: int) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience(30)):
         while len(reading.token_ids) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -258,7 +259,7 @@ async def test_rolling_update(mortal: Replicas) -> None:
     await mortal.add()
     for number in (0, 1):
         mortal.servers[number].process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(mortal.servers[number].process.wait, 20) == 0
+        assert await asyncio.to_thread(mortal.servers[number].process.wait, patience(20)) == 0
     await task
     assert reading.token_ids == calm.token_ids
 

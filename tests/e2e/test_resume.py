@@ -12,6 +12,7 @@ from playwright.async_api import Page
 from tests.answers import Reading, read_all
 from tests.proxy import Proxy
 from tests.server import RunningServer, running
+from tests.speed import patience
 from tests.tiny import tiny_llama
 
 LENGTH = 200
@@ -45,7 +46,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture
 async def reader(small: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=small.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=small.url, timeout=patience(60)) as client:
         yield client
 
 
@@ -96,7 +97,7 @@ async def test_a_browser_alone_gets_the_text_once_through_a_network_that_breaks(
     async with Proxy(server.url, cut_after=0.3) as proxy:
         await page.goto(f"{proxy.url}/health")
         url = str(httpx.URL("/generate", params=query))
-        heard = await asyncio.wait_for(page.evaluate(LISTEN, url), 60)
+        heard = await asyncio.wait_for(page.evaluate(LISTEN, url), patience(60))
     tape = heard["ids"][0].partition(":")[0]
     uncut = Reading()
     async with http.stream("GET", f"/v1/tapes/{tape}") as response:
@@ -129,7 +130,7 @@ async def test_the_opening_block_is_enough_to_resume(reader: httpx.AsyncClient) 
 async def test_what_a_tape_keeps_no_longer_is_a_gap(tmp_path: Path) -> None:
     path = tiny_llama(tmp_path)
     with running(path / "log", "--model", str(path), "--max-tape-memory", "20KB") as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as http:
             location = (await http.post("/v1/tapes", json=BODY)).headers["Location"]
             await server.health_becomes(30, running=0, waiting=0)
             stream = await http.get(location)

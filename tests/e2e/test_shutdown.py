@@ -15,6 +15,7 @@ import pytest
 
 from tests.answers import read_all, to_the_end, typing
 from tests.server import TICKERTAPE, RunningServer, free_port, running
+from tests.speed import patience
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +32,7 @@ def own(tmp_path: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture
 async def http(own: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=own.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=own.url, timeout=patience(30)) as client:
         yield client
 
 
@@ -41,7 +42,7 @@ def gone(pid: int, seconds: float) -> bool:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
-    readable, _, _ = select.select([handle], [], [], seconds)
+    readable, _, _ = select.select([handle], [], [], patience(seconds))
     os.close(handle)
     return bool(readable)
 
@@ -53,7 +54,7 @@ def works(pid: int, seconds: float) -> None:
         user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
-    wanted, deadline = used() + seconds, time.monotonic() + 30
+    wanted, deadline = used() + seconds, time.monotonic() + patience(30)
     while used() < wanted:
         assert time.monotonic() < deadline, "the process does not work"
         time.sleep(0.01)
@@ -85,7 +86,7 @@ async def test_sigterm_ends_50_streams_in_order(
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
     assert await asyncio.gather(*streams) == ["shutdown"] * 50
     assert all(reading.done for reading in await asyncio.gather(*short))
-    assert await asyncio.to_thread(own.process.wait, 10) == 0
+    assert await asyncio.to_thread(own.process.wait, patience(10)) == 0
     took = time.monotonic() - told
     print(f"/ready 503 after {unready:.3f} s, exit code 0 after {took:.2f} s, grace {GRACE} s")
     assert took < GRACE + 2
@@ -105,7 +106,7 @@ async def test_a_stream_can_be_resumed_while_the_server_drains(
 
 async def test_a_second_sigterm_well_after_the_first_ends_it_at_once(tmp_path: Path) -> None:
     with running(tmp_path / "log", "--shutdown-grace", "3600") as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=patience(30)) as http:
             stream = asyncio.create_task(shut_down(http))
             await server.health_becomes(20, running=1)
             engine = server.health()["engine_pid"]
@@ -114,7 +115,7 @@ async def test_a_second_sigterm_well_after_the_first_ends_it_at_once(tmp_path: P
                     server.process.send_signal(signal.SIGTERM)
                     await asyncio.sleep(0.2)
             assert await stream == "shutdown"
-            await asyncio.to_thread(server.process.wait, 10)
+            await asyncio.to_thread(server.process.wait, patience(10))
             assert gone(engine, 5)
 
 
@@ -290,30 +291,32 @@ async def test_a_signal_to_the_whole_group_lets_streams_end_in_order(
     async with typing(http, ENDLESS) as (reading, frames):
         os.killpg(own.process.pid, signal.SIGTERM)
         assert (await to_the_end(reading, frames))["finish_reason"] == "shutdown"
-    assert own.process.wait(timeout=10) == 0
+    assert own.process.wait(timeout=patience(10)) == 0
 
 
 async def test_a_signal_to_the_whole_group_while_it_loads_is_no_failure(tmp_path: Path) -> None:
     """The engine does not ignore signals yet, and dies of it."""
     with running(tmp_path / "log", ready=False) as server:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience(30)):
             while "Uvicorn running" not in server.log.read_text():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert server.health()["engine"] == "loading"
         os.killpg(server.process.pid, signal.SIGTERM)
-        assert await asyncio.to_thread(server.process.wait, 10) == 0, server.log.read_text()
+        assert await asyncio.to_thread(server.process.wait, patience(10)) == 0, (
+            server.log.read_text()
+        )
 
 
 def test_ctrl_c_before_there_is_a_server_says_nothing(tmp_path: Path) -> None:
     """The engine is there already, the application is being imported."""
     with running(tmp_path / "log", ready=False) as server:
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patience(30)
         while not (engine := children.read_text()):
             assert time.monotonic() < deadline, "no engine was started"
             time.sleep(0.001)
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(10) == 130
+        assert server.process.wait(patience(10)) == 130
         assert server.log.read_text() == ""
         assert gone(int(engine), 5)
 
@@ -326,7 +329,7 @@ async def test_an_engine_that_hangs_does_not_hold_up_the_end(
         os.kill(engine, signal.SIGSTOP)
         own.process.send_signal(signal.SIGTERM)
         assert (await to_the_end(reading, frames))["finish_reason"] == "shutdown"
-    assert own.process.wait(timeout=10) == 0
+    assert own.process.wait(timeout=patience(10)) == 0
     assert gone(engine, 1)
 
 
@@ -351,4 +354,4 @@ async def test_a_signal_while_it_recovers_ends_the_streams(
         own.process.send_signal(signal.SIGTERM)
         done = await to_the_end(reading, frames)
     assert done["finish_reason"] == "shutdown"
-    assert own.process.wait(timeout=10) == 0
+    assert own.process.wait(timeout=patience(10)) == 0

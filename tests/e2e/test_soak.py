@@ -28,6 +28,7 @@ from tests.e2e.deadly_engine import AT, DEADLY, SPOILT
 from tests.proxy import Proxy
 from tests.raw import never_reading, post_generate
 from tests.server import RunningServer, running
+from tests.speed import patience
 from tests.tiny import tiny_llama
 
 AT_ONCE = 24
@@ -262,8 +263,8 @@ async def test_soak(own: RunningServer, pytestconfig: pytest.Config) -> None:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with (
         Proxy(own.url) as proxy,
-        httpx.AsyncClient(base_url=own.url, timeout=60) as direct,
-        httpx.AsyncClient(base_url=proxy.url, timeout=60, limits=limits) as shaky,
+        httpx.AsyncClient(base_url=own.url, timeout=patience(60)) as direct,
+        httpx.AsyncClient(base_url=proxy.url, timeout=patience(60), limits=limits) as shaky,
         Client(proxy.url, max_retries=1000) as client,
     ):
         soak = Soak(own, proxy, direct, shaky, client, seconds)

@@ -12,6 +12,7 @@ import pytest
 
 from model.errors import ModelLoadError
 from model.loading.hub import resolve
+from tests.speed import patience
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "smollm2-135m-instruct", "SmolLM2-135M"])
@@ -100,7 +101,7 @@ except ModelLoadError as error:
         env={**os.environ, "HF_HOME": str(tmp_path), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         check=True,
     )
     assert result.stdout.startswith("org/model is no path here and cannot be downloaded")

@@ -40,6 +40,7 @@ from model.tokenizer import Tokenizer
 from tests.model.harness import CPU, generate, greedy, load_engine, run_all
 from tests.model.random_models import CONFIGS, RandomModel, config, random_tokens
 from tests.prompts import PROMPTS
+from tests.speed import patience
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"max_num_seqs": 4, "max_step_tokens": 64, "max_model_len": 2048}
@@ -106,7 +107,7 @@ class EngineProcess:
                 cwd=ROOT,
             )
         self._socket = ours
-        self._socket.settimeout(60)
+        self._socket.settimeout(patience(60))
         self.send(options)
 
     def send(self, command: Command) -> None:
@@ -120,7 +121,7 @@ class EngineProcess:
 
     def end(self) -> int:
         self._socket.close()
-        return self._process.wait(timeout=10)
+        return self._process.wait(timeout=patience(10))
 
 
 @dataclass

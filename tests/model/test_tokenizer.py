@@ -23,6 +23,7 @@ from model.errors import ModelLoadError
 from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
 from model.tokenizer import Tokenizer
+from tests.speed import patience
 
 TEXT = """The quick brown fox jumps over the lazy dog.  It's 12:30, isn't it?
 
@@ -184,7 +185,7 @@ assert checkpoint.config and checkpoint.chat_template
 assert "torch" not in sys.modules
 assert "huggingface_hub" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=patience(60))
 
 
 # Other vocabularies
