@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster test test-long cluster-test test-fast soak faults fuzz check format bench clean
+.PHONY: help setup run cluster test test-long clock cluster-test test-fast soak faults fuzz check format bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ test: $(VENV)/.test ## most tests, a quarter of an hour on two slow cores
 
 test-long: $(VENV)/.test ## the tests that take longest, and the whole of what `make test` samples
 	@$(BIN)/pytest -m long -s $(ARGS)
+
+clock: $(VENV)/.test ## what must happen within so many milliseconds; wants a quiet machine
+	@$(BIN)/pytest --clock -s $(ARGS)
 
 cluster-test: $(VENV)/.test $(VENV)/.cluster ## the tests of the cluster: about 5 minutes
 	@$(BIN)/pytest tests/e2e/test_cluster.py --cluster -s $(ARGS)

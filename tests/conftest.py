@@ -6,7 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as app/engine_link.py doe
 if "PYTEST_XDIST_WORKER" in os.environ:  # two at a time already share the processors
     os.environ |= {"OMP_NUM_THREADS": "1", "TICKERTAPE_THREADS": "1"}
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -39,6 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--redis-rounds", type=int, default=1, help="of tests/e2e/test_redis_refuses.py"
     )
     parser.addoption("--redis-seconds", type=float, default=0.0, help="of each of its faults")
+    parser.addoption("--clock", action="store_true", help="only what has its limits in seconds")
     parser.addoption("--kills", type=int, default=3, help="in a row, of tests/e2e/test_crashes.py")
 
 
@@ -61,6 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         own = item.get_closest_marker("timeout")
         limit = float(own.args[0] if own else config.getini("timeout"))
         item.add_marker(pytest.mark.timeout(patience(limit)), append=False)
+    if config.getoption("clock"):
+        items[:] = [item for item in items if "promised" in getattr(item, "fixturenames", ())]
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -74,6 +77,20 @@ def _compiled() -> None:
     """No server of a test shall change its arithmetic in the middle: the kernels come first."""
     if library.obstacle() is None and library.cached() is None:
         library.compile()
+
+
+@pytest.fixture
+def promised(pytestconfig: pytest.Config) -> Callable[[str, float, float], None]:
+    """`promised(what, took, limit)`: a time in seconds that the contract gives.
+
+    It is printed; `make clock` also holds it, which needs a quiet machine.
+    """
+
+    def promised(what: str, took: float, limit: float) -> None:
+        print(f"{what}: {took:.3f} s, promised {limit:g} s")
+        assert took < limit or not pytestconfig.getoption("clock")
+
+    return promised
 
 
 @pytest.fixture(scope="session")

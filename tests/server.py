@@ -32,12 +32,16 @@ class RunningServer:
         return int(self.url.rpartition(":")[2])
 
     def health(self) -> dict[str, Any]:
-        answer: dict[str, Any] = httpx.get(f"{self.url}/health").json()
+        answer: dict[str, Any] = httpx.get(f"{self.url}/health", timeout=patience(5)).json()
         return answer
 
     async def health_becomes(self, seconds: float, **wanted: Any) -> dict[str, Any]:
-        """/health once it says what is wanted. Raises TimeoutError after `seconds`."""
-        async with asyncio.timeout(patience(seconds)), httpx.AsyncClient(base_url=self.url) as http:
+        """/health once it says what is wanted. Raises TimeoutError after `patience(seconds)`."""
+        limit = patience(seconds)
+        async with (
+            asyncio.timeout(limit),
+            httpx.AsyncClient(base_url=self.url, timeout=limit) as http,
+        ):
             while True:
                 health: dict[str, Any] = (await http.get("/health")).json()
                 if wanted.items() <= health.items():
@@ -88,7 +92,7 @@ def _wait_ready(server: RunningServer) -> None:
         if server.process.poll() is not None:
             raise RuntimeError(f"the server ended:\n{server.log.read_text()}")
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{server.url}/ready").status_code == 200:
+            if httpx.get(f"{server.url}/ready", timeout=patience(5)).status_code == 200:
                 return
         time.sleep(0.05)
     raise TimeoutError(f"the server is not ready:\n{server.log.read_text()}")

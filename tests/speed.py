@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,17 @@ VARIABLE = "TICKERTAPE_TESTS_SLOWNESS"  # measured once, and handed on to every 
 def patience(seconds: float) -> float:
     """That time limit on this machine: never shorter, and twice what its speed would allow."""
     return seconds * SLACK * slowness()
+
+
+async def in_turn(times: int, *calls: Callable[[], Awaitable[object]]) -> tuple[list[float], ...]:
+    """How long each call took, so many times; in turn, so that all meet the same load."""
+    took: tuple[list[float], ...] = tuple([] for _ in calls)
+    for _ in range(times):
+        for call, seconds in zip(calls, took, strict=True):
+            began = time.perf_counter()
+            await call()
+            seconds.append(time.perf_counter() - began)
+    return took
 
 
 @functools.cache

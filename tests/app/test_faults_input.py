@@ -14,6 +14,7 @@ import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from importlib.metadata import requires
 from pathlib import Path
 from typing import Any, get_args
@@ -24,10 +25,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from app.routes.generate import GenerateBody
 from tests.answers import read_all
-from tests.app.test_bad_input import JSON, error_of
+from tests.app.test_bad_input import JSON, error_of, refused_as_fast_as_torn
 from tests.app.test_http_limits import GET, connection
 from tests.server import RunningServer, running
-from tests.speed import patience
+from tests.speed import in_turn, patience
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,14 +64,14 @@ async def _unharmed(tiny_server: RunningServer) -> AsyncIterator[None]:
 async def test_cve_2025_62727_ten_thousand_ranges(http: httpx.AsyncClient, ranges: str) -> None:
     headers = {"Range": f"bytes={ranges[:60_000]}"}
     for path in ("/static/app.js", "/"):
-        times = []
-        for _ in range(3):
-            began = time.perf_counter()
+
+        async def in_ranges(path: str = path) -> None:
             answer = await http.get(path, headers=headers)
-            times.append(time.perf_counter() - began)
             assert answer.status_code in (200, 206, 400, 416)
             assert len(answer.content) < 1 << 20
-        assert min(times) < 0.05
+
+        ranged, whole = await in_turn(5, in_ranges, partial(http.get, path))
+        assert min(ranged) < 5 * max(whole), (ranged, whole)
 
 
 @pytest.mark.parametrize(
@@ -217,27 +218,25 @@ def test_integer_fields_are_all_found() -> None:
 @pytest.mark.parametrize(
     "stop", ["x" * 1_000_000, ["x"] * 10_000, ["x" * 256] * 17, ["x" * 257], [["x"]], [None]]
 )
-@pytest.mark.alone
 async def test_a_million_characters_of_stop_strings(http: httpx.AsyncClient, stop: Any) -> None:
-    began = time.perf_counter()
-    answer = await http.post("/generate", json={"prompt": "x", "stop": stop})
+    body = {"prompt": "x", "stop": stop}
+    answer = await http.post("/generate", json=body)
     assert answer.status_code == 422
     assert (error_of(answer)["param"] or "").startswith("stop")
     assert len(answer.content) < 2000
-    assert time.perf_counter() - began < 0.5
+    await refused_as_fast_as_torn(http, body)
 
 
-@pytest.mark.alone
 async def test_as_many_stop_strings_as_may_be_take_no_time(http: httpx.AsyncClient) -> None:
     """The matcher is linear: strings that almost match, again and again."""
     stop = ["a" * 200 + chr(ord("b") + number) for number in range(16)]
     body = {"prompt": "a" * 100, "max_length": 200, "ignore_eos": True, "stop": stop}
-    plain = await http.post("/generate", json=body | {"stop": []})
-    began = time.perf_counter()
-    stopped = await http.post("/generate", json=body)
-    took = (time.perf_counter() - began) * 1000
-    assert stopped.status_code == plain.status_code == 200
-    assert took < 5 * plain.json()["timings"]["total_ms"] + 500
+
+    async def generate(stop: list[str]) -> None:
+        assert (await http.post("/generate", json=body | {"stop": stop})).status_code == 200
+
+    stopped, plain = await in_turn(3, partial(generate, stop), partial(generate, []))
+    assert min(stopped) < 2 * max(plain), (stopped, plain)
 
 
 def tokens_of(text: str) -> list[int]:
@@ -341,7 +340,7 @@ def test_fd_limit_64_recovers_when_they_are_freed(tmp_path: Path, tiny_model: Pa
             crowd.append(client)
         began, used = time.monotonic(), cpu(pid)
         while len(list(Path(f"/proc/{pid}/fd").iterdir())) < 60:
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < patience(10)
         with contextlib.suppress(httpx.TransportError, httpx.TimeoutException):
             httpx.get(f"{server.url}/health", timeout=2)
         share = (cpu(pid) - used) / (time.monotonic() - began)
@@ -353,7 +352,7 @@ def test_fd_limit_64_recovers_when_they_are_freed(tmp_path: Path, tiny_model: Pa
                 answer = httpx.post(f"{server.url}/generate", json={"prompt": "x", "max_length": 2})
                 assert answer.status_code == 200
                 break
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < patience(10)
         print(f"{share:.0%} of a core, served again after {time.monotonic() - began:.2f} s")
         assert share < 0.5
         assert len(server.log.read_text().splitlines()) < 200

@@ -6,7 +6,9 @@ import re
 import select
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import httpx
 import pytest
@@ -65,7 +67,7 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_read() -> None:
         head = b"POST /body HTTP/1.1\r\nContent-Length: 8388608\r\n\r\n"
         began = time.monotonic()
         assert refusal(await exchange(port, head)) == (413, "body_too_large")
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < patience(1)
         raw = await exchange(port, head + b"x" * (8 * MIB))
         assert refusal(raw) == (413, "body_too_large")
     assert script.begun == []
@@ -171,7 +173,7 @@ async def test_who_does_not_finish_a_head_is_let_go(sent: bytes) -> None:
     async with serving(Script(), header_timeout=0.2) as port:
         began = time.monotonic()
         await exchange(port, sent)
-        assert 0.15 < time.monotonic() - began < 2
+        assert 0.2 <= time.monotonic() - began < patience(2)
 
 
 async def test_a_line_end_does_not_keep_a_connection() -> None:
@@ -218,7 +220,9 @@ async def test_cve_2025_48956_a_huge_header_takes_no_memory(tiny_server: Running
 
 
 @pytest.mark.alone
-def test_500_slow_headers_are_closed_and_hold_up_nobody(tiny_server: RunningServer) -> None:
+def test_500_slow_headers_are_closed_and_hold_up_nobody(
+    tiny_server: RunningServer, promised: Callable[[str, float, float], None]
+) -> None:
     slow: dict[socket.socket, float] = {}
     lived, times = [], []
     with httpx.Client(base_url=tiny_server.url) as http:
@@ -228,11 +232,14 @@ def test_500_slow_headers_are_closed_and_hold_up_nobody(tiny_server: RunningServ
             assert http.get("/health").status_code == 200
             times.append(time.perf_counter() - began)
 
-        ask()
+        for _ in range(25):
+            ask()
+        before, times = times, []
         for number in range(500):
+            began = time.monotonic()
             client = socket.create_connection(("127.0.0.1", tiny_server.port))
             client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
-            slow[client] = time.monotonic()
+            slow[client] = began
             if number % 20 == 0:
                 ask()
         while slow:
@@ -244,7 +251,8 @@ def test_500_slow_headers_are_closed_and_hold_up_nobody(tiny_server: RunningServ
             for client in slow:
                 with contextlib.suppress(ConnectionError):  # closed meanwhile
                     client.send(b"X: x\r\n")
-    print(f"closed after {max(lived):.2f} s; /health {max(times) * 1000:.0f} ms of {len(times)}")
-    assert min(lived) > HEADER_TIMEOUT - 0.1
-    assert max(lived) < HEADER_TIMEOUT + 1
-    assert max(times) < 0.1
+    assert min(lived) > HEADER_TIMEOUT
+    assert max(lived) < HEADER_TIMEOUT + patience(1)
+    assert median(times) < 2 * max(before), (times, before)
+    promised("closed", max(lived), HEADER_TIMEOUT + 1)
+    promised(f"/health, slowest of {len(times)}", max(times), 0.1)

@@ -3,7 +3,8 @@
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -12,9 +13,7 @@ import pytest
 from app.client import Client, Done
 from tests.answers import Reading, read_all, read_into, typing
 from tests.server import RunningServer, running
-from tests.speed import patience
-
-pytestmark = pytest.mark.alone
+from tests.speed import in_turn, patience
 
 SEATS, WAITING = 2, 3
 FULL = SEATS + WAITING
@@ -50,21 +49,21 @@ async def leave(streams: list[asyncio.Task[Reading]]) -> None:
 
 
 async def test_a_full_queue_refuses_at_once_and_resumes_all_the_same(
-    narrow: RunningServer, http: httpx.AsyncClient
+    narrow: RunningServer, http: httpx.AsyncClient, promised: Callable[[str, float, float], None]
 ) -> None:
     async with typing(http, LONG) as (reading, _):
         streams = [asyncio.create_task(read_all(http, LONG)) for _ in range(FULL - 1)]
         await narrow.health_becomes(10, running=SEATS, waiting=WAITING)
-        took = []
-        for _ in range(20):
-            began = time.perf_counter()
-            refused = await http.post("/generate", json=LONG)
-            took.append(time.perf_counter() - began)
-            assert refused.status_code == 429
-            assert refused.json()["error"]["code"] == "queue_full"
-            assert 1 <= int(refused.headers["Retry-After"]) <= 60
-        print(f"429 after {statistics.median(took) * 1000:.1f} ms, at most {max(took) * 1000:.1f}")
-        assert statistics.median(took) < 0.01
+
+        async def refused() -> None:
+            answer = await http.post("/generate", json=LONG)
+            assert answer.status_code == 429
+            assert answer.json()["error"]["code"] == "queue_full"
+            assert 1 <= int(answer.headers["Retry-After"]) <= 60
+
+        took, health = await in_turn(20, refused, partial(http.get, "/health"))
+        assert statistics.median(took) < 2 * max(health), (took, health)
+        promised("429, median", statistics.median(took), 0.01)
         headers = {"Last-Event-ID": reading.event_id}
         for method, url in [("GET", f"/v1/tapes/{reading.tape}"), ("POST", "/generate")]:
             body = LONG if method == "POST" else None
@@ -85,7 +84,7 @@ async def test_retry_after_follows_how_fast_places_become_free(
 
     first = await seconds()
     while (later := await seconds()) <= first + 1:
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < patience(10)
         await asyncio.sleep(0.1)
     assert later <= time.monotonic() - began + first + 2
     await leave(streams)
@@ -140,11 +139,12 @@ async def test_who_waits_too_long_is_let_go(narrow: RunningServer, http: httpx.A
 async def test_a_request_ends_at_its_own_timeout_with_what_there_is(
     http: httpx.AsyncClient,
 ) -> None:
-    body = LONG | {"timeout": 0.5}
+    timeout = min(patience(0.5), 5)  # time for a token, not for all
+    body = LONG | {"timeout": timeout}
     reading, whole = await asyncio.gather(read_all(http, body), http.post("/generate", json=body))
     assert reading.done
     assert reading.done["finish_reason"] == "timeout"
-    assert 450 < reading.done["timings"]["total_ms"] < 1500
+    assert reading.done["timings"]["total_ms"] > 0.9 * timeout * 1000
     assert 0 < len(reading.token_ids) < 4000
     answer = whole.json()
     assert (whole.status_code, answer["finish_reason"]) == (200, "timeout")
