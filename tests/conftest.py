@@ -6,7 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as app/engine_link.py doe
 if "PYTEST_XDIST_WORKER" in os.environ:  # two at a time already share the processors
     os.environ |= {"OMP_NUM_THREADS": "1", "TICKERTAPE_THREADS": "1"}
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
@@ -17,7 +17,7 @@ from model.loading.hub import DEFAULT_MODEL, resolve
 from model.native import library
 from model.tokenizer import Tokenizer
 from tests.server import RunningServer, running
-from tests.speed import patience, slowness
+from tests.speed import Promised, patience, slowness
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,7 +80,7 @@ def _compiled() -> None:
 
 
 @pytest.fixture
-def promised(pytestconfig: pytest.Config) -> Callable[[str, float, float], None]:
+def promised(pytestconfig: pytest.Config) -> Promised:
     """`promised(what, took, limit)`: a time in seconds that the contract gives.
 
     It is printed; `make clock` also holds it, which needs a quiet machine.

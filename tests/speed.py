@@ -25,6 +25,10 @@ SLACK = 2  # load comes and goes after it was measured
 VARIABLE = "TICKERTAPE_TESTS_SLOWNESS"  # measured once, and handed on to every process of a run
 
 
+# The fixture of tests/conftest.py: what happened, how long it took, how long it may take.
+Promised = Callable[[str, float, float], None]
+
+
 def patience(seconds: float) -> float:
     """That time limit on this machine: never shorter, and twice what its speed would allow."""
     return seconds * SLACK * slowness()

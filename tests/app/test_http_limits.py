@@ -6,7 +6,6 @@ import re
 import select
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -16,7 +15,7 @@ import pytest
 from tests.app.conftest import HEADER_TIMEOUT
 from tests.app.plain_http import GET, Script, connection, exchange, refusal, serving
 from tests.server import RunningServer
-from tests.speed import patience
+from tests.speed import Promised, patience
 
 MIB = 1 << 20
 
@@ -221,7 +220,7 @@ async def test_cve_2025_48956_a_huge_header_takes_no_memory(tiny_server: Running
 
 @pytest.mark.alone
 def test_500_slow_headers_are_closed_and_hold_up_nobody(
-    tiny_server: RunningServer, promised: Callable[[str, float, float], None]
+    tiny_server: RunningServer, promised: Promised
 ) -> None:
     slow: dict[socket.socket, float] = {}
     lived, times = [], []

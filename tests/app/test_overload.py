@@ -3,7 +3,7 @@
 import asyncio
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from app.client import Client, Done
 from tests.answers import Reading, read_all, read_into, typing
 from tests.server import RunningServer, running
-from tests.speed import in_turn, patience
+from tests.speed import Promised, in_turn, patience
 
 SEATS, WAITING = 2, 3
 FULL = SEATS + WAITING
@@ -49,7 +49,7 @@ async def leave(streams: list[asyncio.Task[Reading]]) -> None:
 
 
 async def test_a_full_queue_refuses_at_once_and_resumes_all_the_same(
-    narrow: RunningServer, http: httpx.AsyncClient, promised: Callable[[str, float, float], None]
+    narrow: RunningServer, http: httpx.AsyncClient, promised: Promised
 ) -> None:
     async with typing(http, LONG) as (reading, _):
         streams = [asyncio.create_task(read_all(http, LONG)) for _ in range(FULL - 1)]

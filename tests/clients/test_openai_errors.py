@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -225,11 +224,9 @@ async def test_a_timeout_in_the_middle_is_raised(caller: AsyncOpenAI, model: str
 async def test_a_timeout_of_a_whole_answer_is_raised_once(caller: AsyncOpenAI, model: str) -> None:
     """Half an answer has no name in OpenAI's formats, and to try again would take as long."""
     fields = LONG | {"model": model, "extra_body": {"ignore_eos": True, "timeout": 0.3}}
-    began = time.monotonic()
     with pytest.raises(openai.APIStatusError) as late:
         await caller.chat.completions.create(**fields)
     assert (late.value.status_code, late.value.code) == (408, "timeout")
-    assert time.monotonic() - began < 3
 
 
 async def test_the_death_of_the_engine_is_raised_only_to_who_killed_it(

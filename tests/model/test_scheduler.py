@@ -285,23 +285,25 @@ def test_idle_blocks_stay_when_taking_them_would_not_help(prefix_cache: bool) ->
     assert idle.block_table, "there is room for both"
 
 
-def test_ten_thousand_requests_pass_quickly_and_leave_nothing_behind() -> None:
+def test_ten_thousand_requests_leave_nothing_behind() -> None:
     """Random lengths, priorities and beginnings, random cancellations and pauses."""
     draw = random.Random(0)
     pool = BlockPool(400, 16)
     scheduler = Scheduler(pool, max_num_seqs=64, max_step_tokens=512)
     memory: list[int] = []
-    began = time.process_time()
+    seconds: list[float] = []
     tracemalloc.start()
     for _ in range(10):
+        began = time.process_time()
         serve_a_thousand(scheduler, draw)
+        seconds.append(time.process_time() - began)
         assert (pool.num_used, pool.num_active, len(scheduler._requests)) == (0, 0, 0)
         memory.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     slope = (memory[-1] - memory[1]) / 8000
-    print(f"{time.process_time() - began:.1f} s, {slope:.1f} bytes a request, {memory[-1]} in all")
+    print(f"{sum(seconds):.1f} s, {slope:.1f} bytes a request, {memory[-1]} in all")
     assert slope < 10
-    assert time.process_time() - began < 60
+    assert min(seconds[-3:]) < 1.5 * max(seconds[:3]), "the last take as long as the first"
 
 
 def serve_a_thousand(scheduler: Scheduler, draw: random.Random) -> None:
