@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster test test-long clock cluster-test test-fast soak faults fuzz check format bench clean
+.PHONY: help setup run cluster test test-long clock cluster-test test-fast soak faults fuzz adversarial check format bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,10 @@ faults: $(VENV)/.test ## half an hour of random faults, and ten kills in a row; 
 
 fuzz: $(VENV)/.test ## all that /openapi.json allows and forbids, and 10,000 requests gone wrong
 	@$(BIN)/pytest tests/e2e/test_schemathesis.py tests/e2e/test_fuzz.py --examples 200 --fuzz 10000 -s $(ARGS)
+
+adversarial: $(VENV)/.test ## 5,000 hostile bodies and a dozen attacks, without keys and with two tenants
+	@$(BIN)/python -m tests.adversarial $(ARGS)
+	@$(BIN)/python -m tests.adversarial --keys $(ARGS)
 
 check: $(VENV)/.test ## ruff, ruff format and mypy
 	@$(BIN)/ruff check .

@@ -1,0 +1,153 @@
+"""The long form: all bodies, all attacks, absolute bounds."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from tests.adversarial import attack
+from tests.adversarial.bodies import Attempt, attempts, chosen
+from tests.adversarial.bystander import watching
+from tests.adversarial.compare import Comparison, Outcome
+from tests.adversarial.document import Document
+from tests.adversarial.judge import Bounds, Judge, percentile
+from tests.adversarial.pairs import pairs
+from tests.adversarial.wire import Headers
+from tests.server import RunningServer, running
+
+LIMIT = 2 << 20  # --max-body-size
+SMALL = 512 << 10
+BOUNDS = Bounds(health=100.0, gap=2.0)
+TAPE_MEMORY = 16 << 20
+FLAGS = ("--tape-memory", str(TAPE_MEMORY), "--log-level", "warning")
+EVERY = 250  # bodies, between two lines of progress
+
+
+@dataclass(frozen=True)
+class Options:
+    server_command: Path
+    bodies: int
+    seed: int
+    keys: bool
+    only: str
+    sample: bool
+    no_attacks: bool
+    no_bodies: bool
+
+
+@dataclass(frozen=True)
+class Tenants:
+    """The keys of both; None where there are none."""
+
+    attacker: str | None = None
+    bystander: str | None = None
+
+
+@contextlib.contextmanager
+def serving(
+    command: Path, folder: Path, keys: bool, *flags: str
+) -> Iterator[tuple[RunningServer, Tenants]]:
+    tenants = Tenants("a-key-of-the-attacker", "a-key-of-the-bystander") if keys else Tenants()
+    file = folder / "keys"
+    file.write_text(f"{tenants.attacker}\n{tenants.bystander}\n")
+    locked = ("--api-key-file", str(file)) if keys else ()
+    with running(folder / "log", *FLAGS, *flags, *locked, command=(command,)) as server:
+        yield server, tenants
+
+
+def document_of(server: RunningServer, tenants: Tenants) -> Document:
+    key = {"Authorization": f"Bearer {tenants.attacker}"} if tenants.attacker else {}
+    return Document(httpx.get(f"{server.url}/openapi.json", headers=key).json())
+
+
+def every_attempt(
+    document: Document, limit: int, number: int, seed: int, brief: bool = False
+) -> list[Attempt]:
+    """All pairs, and of the single fields as many as it takes."""
+    by_hand = list(pairs(limit, brief))
+    return by_hand + chosen(attempts(document, limit), number - len(by_hand), seed)
+
+
+def harmless(all_of_them: list[Attempt]) -> list[Attempt]:
+    """One of each route, and of a few sizes."""
+    seen: set[tuple[str, int]] = set()
+    kept = []
+    for one in all_of_them:
+        if (one.route, one.size) not in seen and one.field != "pair":
+            seen.add((one.route, one.size))
+            kept.append(one)
+    return kept
+
+
+def headers_of(key: str | None) -> Headers:
+    return (("Authorization", f"Bearer {key}"),) if key else ()
+
+
+def memory(server: RunningServer) -> int:
+    """Bytes of the server and of what it has started."""
+    root = psutil.Process(server.process.pid)
+    total = 0
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total
+
+
+def run(options: Options, folder: Path) -> bool:
+    """Whether nothing was wrong."""
+    with (
+        serving(options.server_command, folder, options.keys) as (server, tenants),
+        watching(server.port, tenants.bystander) as bystander,
+    ):
+        judge = Judge(server.port, bystander, BOUNDS, tenants.attacker)
+        before = memory(server)
+        if not options.no_bodies:
+            send_bodies(judge, document_of(server, tenants), options)
+            print_bodies(judge)
+        target = attack.Target(server.port, headers_of(tenants.attacker), 1.0)
+        comparison = Comparison(target, bystander, BOUNDS, lambda: memory(server))
+        violations = list(judge.report.violations)
+        if not options.no_attacks:
+            for one in attack.chosen(options.only):
+                violations += print_outcome(comparison.carry_out(one)).violations
+        print(f"memory {before >> 20} MB at first, {memory(server) >> 20} MB at last")
+    print(f"{len(violations)} violations")
+    for violation in violations:
+        print(f"  {violation}")
+    return not violations
+
+
+def send_bodies(judge: Judge, document: Document, options: Options) -> None:
+    limit = SMALL if options.sample else LIMIT
+    every = every_attempt(document, limit, options.bodies, options.seed, options.sample)
+    judge.accustom(harmless(every))
+    print(f"under harmless load: gaps p99 {judge.before:.1f} ms", flush=True)
+    wanted = [one for one in every if options.only in one.name]
+    for one in wanted:
+        for violation in judge.judge(one):
+            print(f"  {violation}", flush=True)
+        if judge.report.sent % EVERY == 0:
+            wrong = len(judge.report.violations)
+            print(f"{judge.report.sent} of {len(wanted)}, {wrong} violations", flush=True)
+
+
+def print_bodies(judge: Judge) -> None:
+    report = judge.report
+    print(f"\n{report.sent} bodies: {dict(sorted(report.statuses.items()))}")
+    print(f"tried again {report.retried}")
+    print(f"slowest /health {report.slowest_health:.0f} ms: {report.slowest_name}")
+    print(f"worst ITL ratio {report.worst_ratio:.2f}: {report.worst_name}")
+    during = percentile(report.gaps, 99)
+    print(f"gaps p99 {judge.before:.1f} ms before, {during:.1f} ms during\n", flush=True)
+
+
+def print_outcome(outcome: Outcome) -> Outcome:
+    print(
+        f"{outcome.attack.name}\n  twin    {outcome.plain.told}\n  attack  {outcome.hostile.told}"
+    )
+    for violation in outcome.violations:
+        print(f"  VIOLATION {violation.what}", flush=True)
+    return outcome
