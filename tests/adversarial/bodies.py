@@ -250,7 +250,7 @@ def _plain(value: bytes) -> bytes:
     try:
         read = json.loads(value)
         return read.encode() if isinstance(read, str) else value
-    except ValueError:  # UnicodeEncodeError and JSONDecodeError are such
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or too deep for Python's reader
         return value
 
 

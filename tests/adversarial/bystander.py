@@ -119,6 +119,7 @@ class Watch:
     # ---- tasks
 
     def _forever(self, task: Callable[[http.client.HTTPConnection], None]) -> None:
+        """With a connection of its own each time."""
         while True:
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
             try:
@@ -170,20 +171,18 @@ class Watch:
             self._since["gaps"] = now
 
     def _newcomer(self, connection: http.client.HTTPConnection) -> None:
-        while True:
-            self._coming.wait()
-            with self._timed("newcomers"):
-                self._post(connection, "/generate", {"prompt": "Hello", "max_length": 1})
-                _expect_ok(connection.getresponse())
-            time.sleep(0.2)
+        self._coming.wait()
+        with self._timed("newcomers"):
+            self._post(connection, "/generate", {"prompt": "Hello", "max_length": 1})
+            _expect_ok(connection.getresponse())
+        time.sleep(0.2)
 
     def _tokenizer(self, connection: http.client.HTTPConnection) -> None:
-        while True:
-            self._coming.wait()
-            with self._timed("texts"):
-                self._post(connection, "/tokenize", {"prompt": LONG_TEXT})
-                _expect_ok(connection.getresponse())
-            time.sleep(0.5)
+        self._coming.wait()
+        with self._timed("texts"):
+            self._post(connection, "/tokenize", {"prompt": LONG_TEXT})
+            _expect_ok(connection.getresponse())
+        time.sleep(0.5)
 
     # ---- what they share
 

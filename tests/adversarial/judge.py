@@ -104,24 +104,26 @@ class Judge:
         """Alone, next to its twin. A stall that comes only after the answer is seen, too."""
         self.report.retried += 1
         twin = attempt.twin(len(self._built(request)), tokens_of(answer))
-        healths, ratios = [], []
-        for _ in range(TRIES):
-            plain = self._watched(twin)
+        healths: list[float] = []
+        ratios: list[float] = []
+        fine = 0
+        while len(healths) < TRIES and fine < REPEATED:
             hostile = self._watched(request)
             healths.append(hostile.slowest_health)
-            longest = max(plain.longest_gap, self._before)
-            ratios.append(hostile.longest_gap / longest)
-            if hostile.slowest_health > 5000 and len(healths) == REPEATED:
-                break
+            if self._suspicious(hostile):
+                usual = max(self._watched(twin).longest_gap, self._before)
+                ratios.append(hostile.longest_gap / usual)
+            else:
+                ratios.append(hostile.longest_gap / self._before)
+                fine += 1
         health, ratio = sorted(healths)[-REPEATED], sorted(ratios)[-REPEATED]
         self._note(attempt, health, ratio)
         found = []
         if health > self.bounds.health:
             found.append(Violation(attempt.name, f"/health took {health:.0f} ms"))
         if ratio > self.bounds.gap:
-            found.append(
-                Violation(attempt.name, f"the stream stood still, {ratio:.1f} times its twin's")
-            )
+            what = f"the stream stood still, {ratio:.1f} times as long as beside its twin"
+            found.append(Violation(attempt.name, what))
         return found
 
     def _watched(self, request: Request) -> Window:

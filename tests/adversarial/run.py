@@ -19,7 +19,7 @@ from tests.adversarial.wire import Headers
 from tests.server import RunningServer, running
 
 LIMIT = 2 << 20  # --max-body-size
-SMALL = 512 << 10
+SMALL = LIMIT >> 3  # of single fields in the short form
 BOUNDS = Bounds(health=100.0, gap=2.0)
 TAPE_MEMORY = 16 << 20
 FLAGS = ("--tape-memory", str(TAPE_MEMORY), "--log-level", "warning")
@@ -63,12 +63,11 @@ def document_of(server: RunningServer, tenants: Tenants) -> Document:
     return Document(httpx.get(f"{server.url}/openapi.json", headers=key).json())
 
 
-def every_attempt(
-    document: Document, limit: int, number: int, seed: int, brief: bool = False
-) -> list[Attempt]:
-    """All pairs, and of the single fields as many as it takes."""
-    by_hand = list(pairs(limit, brief))
-    return by_hand + chosen(attempts(document, limit), number - len(by_hand), seed)
+def every_attempt(document: Document, number: int, seed: int, brief: bool = False) -> list[Attempt]:
+    """All pairs, and of the single fields as many as it takes; `brief`: fewer, and smaller."""
+    by_hand = list(pairs(LIMIT, brief))
+    single = attempts(document, SMALL if brief else LIMIT)
+    return by_hand + chosen(single, number - len(by_hand), seed)
 
 
 def harmless(all_of_them: list[Attempt]) -> list[Attempt]:
@@ -121,8 +120,8 @@ def run(options: Options, folder: Path) -> bool:
 
 
 def send_bodies(judge: Judge, document: Document, options: Options) -> None:
-    limit = SMALL if options.sample else LIMIT
-    every = every_attempt(document, limit, options.bodies, options.seed, options.sample)
+    number = 0 if options.sample else options.bodies
+    every = every_attempt(document, number, options.seed, options.sample)
     judge.accustom(harmless(every))
     print(f"under harmless load: gaps p99 {judge.before:.1f} ms", flush=True)
     wanted = [one for one in every if options.only in one.name]

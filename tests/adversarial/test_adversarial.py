@@ -17,7 +17,6 @@ from tests.adversarial.compare import Comparison
 from tests.adversarial.document import written
 from tests.adversarial.judge import Bounds, Judge
 from tests.adversarial.run import (
-    LIMIT,
     SMALL,
     Tenants,
     document_of,
@@ -59,10 +58,10 @@ def bystander(served: Served) -> Iterator[Bystander]:
 
 def test_there_are_thousands_and_the_same_each_time(served: Served) -> None:
     document = document_of(*served)
-    one, other = (every_attempt(document, LIMIT, 5000, SEED) for _ in range(2))
+    one, other = (every_attempt(document, 5000, SEED) for _ in range(2))
     assert [attempt.name for attempt in one] == [attempt.name for attempt in other]
     assert len({attempt.name for attempt in one}) >= 5000
-    sampled = every_attempt(document, SMALL, 0, SEED, brief=True)
+    sampled = every_attempt(document, 0, SEED, brief=True)
     for of in (_field, _kind):
         assert set(map(of, attempts(document, SMALL))) <= set(map(of, sampled))
 
@@ -98,7 +97,7 @@ def test_a_plain_value_reaches_its_field(served: Served) -> None:
 
 def test_no_body_costs_others(served: Served, bystander: Bystander) -> None:
     server, tenants = served
-    every = every_attempt(document_of(server, tenants), SMALL, 0, SEED, brief=True)
+    every = every_attempt(document_of(server, tenants), 0, SEED, brief=True)
     judge = Judge(server.port, bystander, Bounds(0, GAP), tenants.attacker)
     usual = judge.accustom(harmless(every))
     judge.bounds = Bounds(HEALTH * usual.slowest_health, GAP)
