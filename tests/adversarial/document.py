@@ -196,13 +196,17 @@ class Document:
     def _case(self, schema: Schema, step: Step) -> Schema:
         """Of what must hold of several fields together, the first case that speaks of this one."""
         cases: list[Schema] = schema.get("anyOf", [{}])
-        speaking = [case for case in cases if step in case.get("properties", ())]
+        speaking = [case for case in cases if _allows(case.get("properties", {}).get(step))]
         return (speaking or cases)[0]
 
     def _array(self, schema: Schema, hole: Path | None) -> Any:
         if hole:
             return [self._value(schema["items"], hole[1:])]
         return [self._value(schema["items"], None)] * schema.get("minItems", 0)
+
+
+def _allows(schema: Schema | None) -> bool:
+    return schema is not None and schema.get("type") != "null"
 
 
 def written(holding: Any, value: bytes) -> bytes:

@@ -460,4 +460,4 @@ def _pages() -> Iterator[Attempt]:
         f"/v1/responses/{RESPONSE}?starting_after=" + "9" * 15_000,
     ]:
         for method in ("GET", "HEAD", "OPTIONS", "DELETE", "PUT"):
-            yield _request(method, path, path[:40])
+            yield _request(method, path, f"{path:.40} ({len(path)})")

@@ -81,16 +81,16 @@ def test_a_plain_value_reaches_its_field(served: Served) -> None:
     elsewhere = []
     for operation in document.operations():
         for field in document.fields(operation):
-            if field.place != "body":
+            if field.place != "body" or not field.path:
                 continue
             value = json.dumps(document.valid(field.schema)).encode()
             request = posted(operation, written(document.holding(operation, field.path), value))
             answer = ask(server.port, request.written(headers_of(tenants.attacker)), 60)
             if answer.status in (400, 422):
                 named = answer.json()["error"]["param"]
-                if not field.path or named.partition(".")[0] != field.path[0]:
+                if named.partition(".")[0] != field.path[0]:
                     elsewhere.append((operation.name, field.name, named))
-            elif answer.status not in (200, 201, 408):
+            elif answer.status not in (200, 201, 404, 408):
                 elsewhere.append((operation.name, field.name, answer.body[:200]))
     assert not elsewhere
 
