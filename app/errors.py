@@ -85,15 +85,13 @@ def out_of_range(param: str, message: str) -> APIError:
 def context_exceeded(param: str, context: int, message: str) -> APIError:
     """422: more tokens than the context has, in OpenAI's words and with its code.
 
-    Clients look for either, to shorten the conversation or to ask a model with a longer context:
-    litellm for the words (exception_mapping_utils.py), LangChain's ChatOpenAI for the code.
+    Clients look for either in the message, to shorten the conversation or to ask another model:
+    litellm 1.110 for the words (exception_mapping_utils.py), langchain-openai 1.7 for the code
+    (_handle_openai_bad_request), which openai-python 3.57 does not put into its exception's text.
     """
-    return APIError(
-        422,
-        f"{param}: This model's maximum context length is {context} tokens. However, {message}",
-        param=param,
-        code="context_length_exceeded",
-    )
+    words = f"This model's maximum context length is {context} tokens. However, {message}"
+    code = "context_length_exceeded"
+    return APIError(422, f"{param}: {words} ({code})", param=param, code=code)
 
 
 def try_later(status: int, message: str, *, code: str, seconds: int = 1) -> APIError:
