@@ -123,7 +123,8 @@ def _joined(texts: list[Text]) -> str:
 def _kind_of_item(value: Any) -> str:
     if not isinstance(value, dict):
         return f"[{getattr(value, 'type', 'message')}]"
-    untyped = "item_reference" if "id" in value and "role" not in value else "message"
+    is_message = "id" not in value or value.get("role") or value.get("content")
+    untyped = "message" if is_message else "item_reference"
     return f"[{value.get('type') or untyped}]"
 
 
