@@ -14,6 +14,8 @@ import orjson
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import strict_json
+
 # Ray Serve's own name for it: a client that sends it decides itself what belongs together.
 SESSION = b"x-session-id"
 
@@ -128,8 +130,8 @@ async def _fields(scope: Scope, receive: Receive) -> tuple[Mapping[str, Any], Re
 def _parsed(body: bytes) -> Mapping[str, Any]:
     """Whatever is wrong with it is for the replica to say."""
     try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        fields = strict_json.loads(body)
+    except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
 
