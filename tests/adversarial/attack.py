@@ -167,8 +167,10 @@ def readers_that_read_nothing(entries: int) -> Step:
     def step(target: Target) -> None:
         tape = finished_tape(target, max(20, target.number(entries)), 20)
         requests = [target.get(f"/v1/tapes/{tape}")] * target.number(300)
-        with opened(target.port, requests, NEVER_READS):
-            time.sleep(3)  # so long they are there
+        with opened(target.port, requests, NEVER_READS) as clients:
+            for client in clients:
+                head_of(client)
+            time.sleep(3)  # with all of them there
 
     return step
 

@@ -68,8 +68,9 @@ def chosen(every: Iterable[Attempt], number: int, seed: int) -> list[Attempt]:
 
 def _values(document: Document, field: Field) -> Iterator[tuple[str, Value]]:
     yield from KINDS.items()
-    for schema in document.resolved(field.schema):
-        yield from _fitting(document, schema)
+    for number, schema in enumerate(document.resolved(field.schema)):
+        for kind, value in _fitting(document, schema):
+            yield f"{kind}, {number}" if number else kind, value
     if not field.path:
         yield from BROKEN.items()
 

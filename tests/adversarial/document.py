@@ -15,7 +15,7 @@ Path = tuple[Step, ...]
 HOLE = "@@hole@@"
 
 # A valid request costs as little as it can: so long as nothing else is tried, one token.
-CHEAP: Mapping[str, Any] = {
+CHEAP: dict[str, Any] = {
     "max_length": 1,
     "max_tokens": 1,
     "max_output_tokens": 1,
@@ -85,9 +85,9 @@ class Document:
         body = self._value(operation.body, path)
         if not isinstance(body, dict):
             return body
-        cheap = {name: value for name, value in CHEAP.items() if self._has(operation.body, name)}
-        beside = COMPANIONS.get(str(path[0]), {}) if path else {}
-        return cheap | beside | body
+        beside = CHEAP | COMPANIONS.get(str(path[0]) if path else "", {})
+        there = {name: value for name, value in beside.items() if self._has(operation.body, name)}
+        return there | body
 
     def valid(self, schema: Schema) -> Any:
         """The smallest value that the schema allows."""

@@ -21,7 +21,7 @@ from tests.server import RunningServer, running
 LIMIT = 2 << 20  # --max-body-size
 SMALL = LIMIT >> 3  # of single fields in the short form
 BOUNDS = Bounds(health=100.0, gap=2.0)
-TAPE_MEMORY = 16 << 20
+TAPE_MEMORY = 64 << 20
 FLAGS = ("--tape-memory", str(TAPE_MEMORY), "--log-level", "warning")
 EVERY = 250  # bodies, between two lines of progress
 
