@@ -4,6 +4,7 @@ Whoever has to send something can hold a connection without a cost to itself. So
 in an order: at a shortage the first of them is closed, and a newcomer gets in.
 """
 
+import contextlib
 import logging
 import math
 import resource
@@ -90,6 +91,13 @@ class Connections(Generic[C]):
                 "short of file descriptors: connections that wait for their clients are closed; "
                 "raise the limit of open files (ulimit -n, LimitNOFILE)"
             )
+
+
+def allow_all_descriptors() -> None:
+    """Raise this process's own limit to what it may have at most: shells give 1024 of many more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # where "unlimited" is none that can be set
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _most() -> float:

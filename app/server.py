@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 from sse_starlette.sse import AppStatus
 
+from app.connections import allow_all_descriptors
 from app.engine_link import EngineFailedError, EngineLink
 from app.http_limits import http_with
 from app.main import create_app
@@ -159,6 +160,7 @@ async def serve(settings: Settings, link: EngineLink) -> None:
         access_log=False,  # app/requests.py tells more
         timeout_graceful_shutdown=_FLUSH_SECONDS,
     )
+    allow_all_descriptors()
     # What start-up made stays: a full collection would walk it all, 60 ms in which no token moves.
     gc.freeze()
     server = Server(config)
