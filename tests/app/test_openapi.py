@@ -65,4 +65,6 @@ def test_a_method_that_is_not_there_is_told_those_that_are(
         url = tiny_server.url + re.sub("{.*?}", "x", path)
         refused = httpx.request("PATCH", url)
         assert refused.status_code == 405
-        assert refused.headers["allow"] == ", ".join(sorted(map(str.upper, operations)))
+        methods = {method.upper() for method in operations}
+        methods |= {"HEAD"} if "GET" in methods else set()
+        assert refused.headers["allow"] == ", ".join(sorted(methods))
