@@ -32,8 +32,9 @@ _ALL_MARKS_COMMAS = bytes.maketrans(b"[]{}:", b"," * 5)
 def loads(data: bytes) -> Any:
     """Raises ValueError, which says what is wrong and where or what to do about it."""
     written = _outside_strings(data)
-    _check_counts(written)
-    _check_depth(written)
+    if len(written) > _DEEPEST:  # so few bytes hold nothing that is too much
+        _check_counts(written)
+        _check_depth(written)
     value = orjson.loads(data)
     if _num_long(written):
         _check_integers(written)
