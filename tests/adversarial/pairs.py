@@ -114,29 +114,22 @@ def _echoes(limit: int) -> Iterator[Attempt]:
 
 
 def _prompts(limit: int) -> Iterator[Attempt]:
+    """Of each prompt the number of tokens is told: the twin's has as many, of words."""
     most = limit // 130
     one = {"max_tokens": 1, **END}
-    for name, prompt, n in [
-        ("long prompts", [WORD * (most // 4)] * 128, 1),
-        ("prompts of marks", ["\u0301" * (most // 7)] * 128, 1),
-        ("prompts of token ids", [[5] * (most // 4)] * 128, 1),
-        ("prompts of blanks", [" " * most] * 128, 1),
-        ("prompts of digits", ["7" * most] * 128, 1),
-        ("128 choices", "Hello", 128),
-        ("128 choices of 8000 tokens", WORD * 8000, 128),
-        ("128 prompts of 8000 token ids", [[5] * 1500] * 128, 1),
-        ("too many choices", ["a"] * 128, 128),
+    for name, prompt, tokens, count, n in [
+        ("long prompts", WORD * (most // 4), most // 4, 128, 1),
+        ("prompts of marks", "\u0301" * (most // 7), 2 * (most // 7), 128, 1),
+        ("prompts of token ids", [5] * (most // 4), most // 4, 128, 1),
+        ("prompts of blanks", " " * most, most // 64, 128, 1),
+        ("prompts of digits", "7" * (most // 4), most // 4, 128, 1),
+        ("128 choices", "Hello", 1, 1, 128),
+        ("128 choices of 8000 tokens", WORD * 8000, 8000, 1, 128),
+        ("too many choices", "a", 1, 128, 128),
     ]:
-        small = {
-            "prompt": ["a"] * len(prompt) if isinstance(prompt, list) else prompt,
-            "n": n,
-            **one,
-        }
-        if n * len(prompt if isinstance(prompt, list) else [0]) > 128:
-            small |= {"n": 1}
-        if name == "128 prompts of 8000 token ids":
-            small |= {"prompt": [WORD * 1500] * 128}
-        yield _post(COMPLETIONS, name, {"prompt": prompt, "n": n, **one}, small=small)
+        small = {"prompt": [WORD * tokens] * count, "n": min(n, 128 // count), **one}
+        body = {"prompt": [prompt] * count, "n": n, **one}
+        yield _post(COMPLETIONS, name, body, small=small)
     yield _post(
         CHAT,
         "128 choices",
