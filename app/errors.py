@@ -134,7 +134,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         message = _PLAIN_WORDS.get(error.status_code, str(error.detail))
-        headers = _allow(request) if error.status_code == 405 else error.headers
+        headers = _allow(request, error) if error.status_code == 405 else error.headers
         return APIError(error.status_code, message, headers=headers).response()
 
     @app.exception_handler(Exception)
@@ -145,8 +145,10 @@ def install(app: FastAPI) -> None:
         return APIError(500, message, headers=headers).response()
 
 
-def _allow(request: Request) -> Mapping[str, str]:
-    """All methods of a path; Starlette names those of its first route alone."""
+def _allow(request: Request, error: HTTPException) -> Mapping[str, str]:
+    """All methods of a path; Starlette names those of its first route alone, of a file none."""
+    if "route" not in request.scope:  # a file, or the document: FastAPI has no route for them
+        return error.headers or {"Allow": "GET, HEAD"}
     path = request.scope["route"].path
     methods = {
         m for route in _routes(request.app.routes) if route.path == path for m in route.methods

@@ -73,6 +73,15 @@ async def test_head_where_only_others_are_taken(http: httpx.AsyncClient) -> None
     assert (await http.options("/generate")).headers["Allow"] == "GET, HEAD, POST"
 
 
+@pytest.mark.parametrize("path", ["/openapi.json", "/static/app.js", "/"])
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS", "PATCH"])
+async def test_what_no_route_serves_is_only_read(
+    http: httpx.AsyncClient, path: str, method: str
+) -> None:
+    refused = await http.request(method, path)
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD")
+
+
 async def test_the_log_tells_head_and_its_route(
     tiny_server: RunningServer, http: httpx.AsyncClient
 ) -> None:
