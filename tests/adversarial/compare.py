@@ -11,7 +11,7 @@ from tests.adversarial.attack import Attack, Step, Target
 from tests.adversarial.bystander import Bystander, Window
 from tests.adversarial.judge import Bounds, Violation, percentile
 
-EVERY_SECONDS = 0.1
+EVERY_SECONDS = 0.25
 PATIENCE = 120.0  # seconds
 MEMORY_AFTER = 160 << 20  # more than before: what an allocator keeps, and --tape-memory
 MEMORY_DURING = 400 << 20
@@ -69,6 +69,10 @@ class Comparison:
                 if violation.what.partition(":")[0] in kinds
             ]
         return outcome
+
+    def memory_at_rest(self) -> int:
+        self._idle()
+        return self._memory()
 
     def _once(self, attack: Attack) -> Outcome:
         plain = self._see(attack.twin, attack.watched)
@@ -135,6 +139,10 @@ def _wrong(plain: Seen, hostile: Seen, bounds: Bounds) -> list[str]:
         found.append(f"work left: more than {PATIENCE:.0f} s later")
     if hostile.memory_most > hostile.memory_before + MEMORY_DURING:
         found.append(f"memory grew: {(hostile.memory_most - hostile.memory_before) >> 20} MB")
-    if hostile.memory_after > hostile.memory_before + MEMORY_AFTER:
-        found.append(f"memory kept: {(hostile.memory_after - hostile.memory_before) >> 20} MB")
-    return found
+    return found + kept_memory(hostile.memory_before, hostile.memory_after)
+
+
+def kept_memory(before: int, after: int) -> list[str]:
+    """What is wrong about it, if anything."""
+    kept = after - before
+    return [f"memory kept: {kept >> 20} MB"] if kept > MEMORY_AFTER else []

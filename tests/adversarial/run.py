@@ -11,9 +11,9 @@ import psutil
 from tests.adversarial import attack
 from tests.adversarial.bodies import Attempt, attempts, chosen
 from tests.adversarial.bystander import watching
-from tests.adversarial.compare import Comparison, Outcome
+from tests.adversarial.compare import Comparison, Outcome, kept_memory
 from tests.adversarial.document import Document
-from tests.adversarial.judge import Bounds, Judge, percentile
+from tests.adversarial.judge import Bounds, Judge, Violation, percentile
 from tests.adversarial.pairs import pairs
 from tests.adversarial.wire import Headers
 from tests.server import RunningServer, running
@@ -86,12 +86,12 @@ def headers_of(key: str | None) -> Headers:
 
 
 def memory(server: RunningServer) -> int:
-    """Bytes of the server and of what it has started."""
+    """Bytes of the server and of what it has started; what they share is counted once."""
     root = psutil.Process(server.process.pid)
     total = 0
     for process in [root, *root.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            total += process.memory_info().rss
+            total += process.memory_full_info().pss
     return total
 
 
@@ -102,28 +102,28 @@ def run(options: Options, folder: Path) -> bool:
         watching(server.port, tenants.bystander) as bystander,
     ):
         judge = Judge(server.port, bystander, BOUNDS, tenants.attacker)
-        before = memory(server)
-        if not options.no_bodies:
-            send_bodies(judge, document_of(server, tenants), options)
-            print_bodies(judge)
         target = attack.Target(server.port, headers_of(tenants.attacker), 1.0)
         comparison = Comparison(target, bystander, BOUNDS, lambda: memory(server))
-        violations = list(judge.report.violations)
+        violations: list[Violation] = []
+        if not options.no_bodies:
+            violations += send_bodies(judge, comparison, document_of(server, tenants), options)
         if not options.no_attacks:
             for one in attack.chosen(options.only):
                 violations += print_outcome(comparison.carry_out(one)).violations
-        print(f"memory {before >> 20} MB at first, {memory(server) >> 20} MB at last")
     print(f"{len(violations)} violations")
     for violation in violations:
         print(f"  {violation}")
     return not violations
 
 
-def send_bodies(judge: Judge, document: Document, options: Options) -> None:
+def send_bodies(
+    judge: Judge, comparison: Comparison, document: Document, options: Options
+) -> list[Violation]:
     number = 0 if options.sample else options.bodies
     every = every_attempt(document, number, options.seed, options.sample)
     judge.accustom(harmless(every))
     print(f"under harmless load: gaps p99 {judge.before:.1f} ms", flush=True)
+    before = comparison.memory_at_rest()
     wanted = [one for one in every if options.only in one.name]
     for one in wanted:
         for violation in judge.judge(one):
@@ -131,6 +131,11 @@ def send_bodies(judge: Judge, document: Document, options: Options) -> None:
         if judge.report.sent % EVERY == 0:
             wrong = len(judge.report.violations)
             print(f"{judge.report.sent} of {len(wanted)}, {wrong} violations", flush=True)
+    after = comparison.memory_at_rest()
+    print_bodies(judge)
+    print(f"memory {before >> 20} MB before, {after >> 20} MB after\n", flush=True)
+    kept = [Violation("all bodies", what) for what in kept_memory(before, after)]
+    return judge.report.violations + kept
 
 
 def print_bodies(judge: Judge) -> None:

@@ -13,7 +13,7 @@ from tests.adversarial import attack
 from tests.adversarial.attack import Attack
 from tests.adversarial.bodies import Attempt, attempts, posted
 from tests.adversarial.bystander import Bystander, watching
-from tests.adversarial.compare import Comparison
+from tests.adversarial.compare import Comparison, kept_memory
 from tests.adversarial.document import written
 from tests.adversarial.judge import Bounds, Judge
 from tests.adversarial.run import (
@@ -101,10 +101,12 @@ def test_no_body_costs_others(served: Served, bystander: Bystander) -> None:
     judge = Judge(server.port, bystander, Bounds(0, GAP), tenants.attacker)
     usual = judge.accustom(harmless(every))
     judge.bounds = Bounds(HEALTH * usual.slowest_health, GAP)
+    before = memory(server)
     for attempt in every:
         judge.judge(attempt)
     print_bodies(judge)
     assert not judge.report.violations
+    assert not kept_memory(before, memory(server))
 
 
 @pytest.mark.parametrize("one", SMALLER, ids=lambda one: one.name.partition(":")[0])
