@@ -91,7 +91,7 @@ async def body_of(
         ping_interval=15,
         send_timeout=15,
     )
-    scope: Scope = {"type": "http", "method": "GET"}
+    scope: Scope = {"type": "http", "method": "GET", "state": {}}
     await answer(scope, receive, send)
     return sent
 
