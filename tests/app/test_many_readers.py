@@ -193,8 +193,7 @@ async def refused(answer: httpx.Response) -> dict[str, Any]:
 async def test_a_bystander_keeps_most_of_its_speed_beside_a_crowd(
     server: RunningServer, crowd: int
 ) -> None:
-    """The crowd's clients take their part of this machine, too: 0.9 with 1000 readers, 0.2 before
-    frames were shared."""
+    """The crowd's own clients take their part of this machine, too."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 8192), most))
     body = {"prompt": "Once", "max_length": 7000, "ignore_eos": True}
