@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from statistics import median
 
@@ -80,7 +81,7 @@ async def pace(target: Target, seed: str, rounds: int, sizes: Sizes = SIZES) -> 
         long_prompts += arrived
     undisturbed, disturbed = percentiles(alone), percentiles(beside)
     figures = {
-        "ITL p99 beside / p50 alone": disturbed.p99 / undisturbed.p50,
+        "ITL p99 beside / p50 alone": _ratio(disturbed.p99, undisturbed.p50),
         "ITL p50 alone, ms": undisturbed.p50,
         "ITL p99 alone, ms": undisturbed.p99,
         "ITL p50 beside, ms": disturbed.p50,
@@ -89,6 +90,11 @@ async def pace(target: Target, seed: str, rounds: int, sizes: Sizes = SIZES) -> 
         "their TTFT p50, ms": percentiles([a.ttft for a in long_prompts]).p50,
     }
     return Finding("8 streams beside long prompts", target.name, figures)
+
+
+def _ratio(one: float, other: float) -> float:
+    """`one / other`; infinite where the other is too short for the clock."""
+    return one / other if other else inf
 
 
 def _running(sizes: Sizes, seed: str) -> Load:
@@ -129,7 +135,10 @@ async def growth(target: Target, seed: str, rounds: int, sizes: Sizes = SIZES) -
             gaps[case] += steady_gaps(await ask(target, load))
     steps = {case: percentiles(found).p50 for case, found in gaps.items()}
     at_8, at_64, at_200, at_2000 = steps.values()
-    ratios = {"64 streams / 8": at_64 / at_8, "2,000 positions / 200": at_2000 / at_200}
+    ratios = {
+        "64 streams / 8": _ratio(at_64, at_8),
+        "2,000 positions / 200": _ratio(at_2000, at_200),
+    }
     return Finding("growth of a step", target.name, ratios | steps)
 
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 
 from model.loading.checkpoint import Checkpoint, open_checkpoint
@@ -18,6 +19,10 @@ from model.native import library
 from model.tokenizer import Tokenizer
 from tests.server import RunningServer, running
 from tests.speed import Promised, patience, slowness
+
+# A deadline of hypothesis is an absolute time: a slow machine would fail, and call it flaky.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

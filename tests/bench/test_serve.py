@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,18 @@ def test_it_measures_a_server_that_runs(server: RunningServer, tmp_path: Path) -
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.long
-def test_it_starts_and_ends_its_own_server_beside_the_bare_engine(tmp_path: Path) -> None:
-    engine = ["--dtype", "float32", "--kv-cache-memory", "64MiB", "--no-prefix-cache"]
+def test_it_starts_and_ends_its_own_server_beside_the_bare_engine(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    engine = [
+        "--model",
+        str(tiny_model),
+        "--dtype",
+        "float32",
+        "--kv-cache-memory",
+        "64MiB",
+        "--no-prefix-cache",
+    ]
     arguments = ["--concurrency", "2", *engine, *SMALL]
     result = run("bench", *arguments, "--out", str(tmp_path), "--seed", "once")
     assert result.returncode == 0, result.stderr
@@ -105,7 +115,7 @@ async def test_scenarios_answer_with_the_figure_that_was_asked_for(target: Targe
     found = {s: (await s(target, "s", 1, SIZES)).figures for s in (prefill, pace, growth)}
     first = found[prefill]
     tokens = first["prompt, tokens"]
-    assert tokens in (40, 41)  # the first word has no space before it
+    assert tokens > 40 * len("sea ")  # a token a byte, and no word is shorter
     assert first["prefill, tokens/s"] == pytest.approx(tokens / (first["TTFT, ms"] / 1000))
     assert found[pace]["long prompts"] >= 1
     assert found[pace]["ITL p99 beside / p50 alone"] > 0
@@ -119,9 +129,13 @@ async def test_memory_is_that_of_the_engine_too(target: Target, server: RunningS
     assert found.figures["most PSS, MB"] > engine.pss / 1e6 * 1.02
 
 
-async def test_start_is_from_the_process_to_the_first_token(tmp_path: Path) -> None:
-    found = await start({"kv_cache_memory": "64MiB"}, tmp_path / "log", "s", 1)
-    assert 0.5 < found.figures["median, s"] < 60
+async def test_start_is_from_the_process_to_the_first_token(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    began = time.perf_counter()
+    found = await start({"model": str(tiny_model)}, tmp_path / "log", "s", 1)
+    took = time.perf_counter() - began
+    assert took / 2 < found.figures["median, s"] < took
 
 
 def test_the_tables_fit_a_narrow_terminal() -> None:
