@@ -160,7 +160,7 @@ def tape_of(head: bytes) -> str:
 def finished_tape(target: Target, entries: int, logprobs: int) -> str:
     body = {"prompt": "Hello", "max_length": entries, "ignore_eos": True, "logprobs": logprobs}
     answer = target.ask(target.post("/generate", body))
-    return str(answer.json()["tape"])
+    return tape_of(answer.head)
 
 
 def readers_that_read_nothing(entries: int) -> Step:

@@ -77,9 +77,22 @@ def ask(port: int, request: bytes, seconds: float, until: float | None = None) -
                 break
             received += data
     head, _, body = bytes(received).partition(b"\r\n\r\n")
+    if b"\r\ntransfer-encoding: chunked" in head.lower():
+        body = _without_chunks(body)
     status = int(head.split(b" ", 2)[1]) if head.startswith(b"HTTP/1.1 ") else 0
     left = until is not None and not whole and status > 0
     return Answer(status, head, body, time.monotonic() - began, whole or left)
+
+
+def _without_chunks(body: bytes) -> bytes:
+    """As far as it has come."""
+    parts = []
+    while body:
+        size, _, body = body.partition(b"\r\n")
+        length = int(size or b"0", 16)
+        parts.append(body[:length])
+        body = body[length + 2 :]
+    return b"".join(parts)
 
 
 @contextlib.contextmanager
