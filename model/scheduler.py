@@ -261,7 +261,10 @@ class Scheduler:
     def _tokens_each(
         self, prefilling: Iterable[Request], tokens: int, aside: Collection[str]
     ) -> int:
-        """What one client may have of so many tokens."""
+        """What one client may have of so many tokens.
+
+        A prompt that waits counts whole: how much of it will be found is not known yet.
+        """
         wanted: dict[str, int] = {}
         for request in prefilling:
             wanted[request.client] = wanted.get(request.client, 0) + request.num_pending

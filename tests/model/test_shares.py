@@ -132,13 +132,16 @@ class Watched(Drive):
     blocks=LIMITS["blocks"],
     seats=LIMITS["seats"],
     budget=st.integers(6, 32),
-    prefix_cache=st.booleans(),
 )
 def test_no_seat_is_free_for_two_steps_while_the_first_of_the_queue_fits(
-    sizes: list[Size], blocks: int, seats: int, budget: int, prefix_cache: bool
+    sizes: list[Size], blocks: int, seats: int, budget: int
 ) -> None:
-    """With budgets that are shared out whole: there is no more than the least share of a client."""
-    drive = Watched(blocks, seats, budget, prefix_cache)
+    """With budgets that are shared out whole: there is no more than the least share of a client.
+
+    Without a prefix cache: of a prompt that waits nobody knows yet how much will be found, so what
+    is kept for it may be more than it takes, and is left over for some steps.
+    """
+    drive = Watched(blocks, seats, budget, prefix_cache=False)
     for index, size in enumerate(sizes):
         add(drive, str(index), size)
     drive.finish()
