@@ -81,8 +81,8 @@ def test_a_plain_value_reaches_its_field(served: Served) -> None:
     elsewhere = []
     for operation in document.operations():
         for field in document.fields(operation):
-            if field.place != "body" or not field.path:
-                continue
+            if field.place != "body" or not field.path or field.path[0] == "*":
+                continue  # a field of any name has no value but null
             value = json.dumps(document.valid(field.schema)).encode()
             request = posted(operation, written(document.holding(operation, field.path), value))
             answer = ask(server.port, request.written(headers_of(tenants.attacker)), 60)
