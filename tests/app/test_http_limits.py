@@ -172,7 +172,7 @@ async def test_who_does_not_finish_a_head_is_let_go(sent: bytes) -> None:
     async with serving(Script(), header_timeout=0.2) as port:
         began = time.monotonic()
         await exchange(port, sent)
-        assert 0.2 <= time.monotonic() - began < patience(2)
+        assert 0.19 < time.monotonic() - began < patience(2)
 
 
 async def test_a_line_end_does_not_keep_a_connection() -> None:
@@ -250,7 +250,7 @@ def test_500_slow_headers_are_closed_and_hold_up_nobody(
             for client in slow:
                 with contextlib.suppress(ConnectionError):  # closed meanwhile
                     client.send(b"X: x\r\n")
-    assert min(lived) > HEADER_TIMEOUT
+    assert min(lived) > 0.95 * HEADER_TIMEOUT  # the loop counts in whole milliseconds
     assert max(lived) < HEADER_TIMEOUT + patience(1)
     assert median(times) < 2 * max(before), (times, before)
     promised("closed", max(lived), HEADER_TIMEOUT + 1)
