@@ -14,6 +14,7 @@ import pytest
 
 from tests.app.test_cli import one_line, run
 from tests.server import TICKERTAPE, RunningServer
+from tests.speed import patience
 
 GENERATE = [str(TICKERTAPE), "generate", "x", "--max-length", "200"]
 
@@ -24,7 +25,12 @@ def piped(command: Sequence[str], redirections: str) -> tuple[list[int], str]:
     reads, writes = os.pipe()
     shell = ["bash", "-c", f"exec 3>&{writes}; {script}", "bash", *command]
     ended = subprocess.run(
-        shell, pass_fds=[writes], stderr=subprocess.PIPE, text=True, timeout=100, check=False
+        shell,
+        pass_fds=[writes],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=patience(100),
+        check=False,
     )
     os.close(writes)
     with os.fdopen(reads) as codes:
@@ -78,7 +84,7 @@ def test_characters_that_cannot_be_shown_are_replaced(
     ended = subprocess.run(
         [TICKERTAPE, *asked],
         capture_output=True,
-        timeout=60,
+        timeout=patience(60),
         check=False,
         env=os.environ | environment,
     )
@@ -90,7 +96,7 @@ def test_characters_that_cannot_be_shown_are_replaced(
 def test_bytes_that_are_no_text_are_replaced(tiny_server: RunningServer) -> None:
     asked = [b"generate", b"\xff\xfe", b"--max-length", b"2", b"--url", tiny_server.url.encode()]
     ended = subprocess.run(
-        [os.fsencode(TICKERTAPE), *asked], capture_output=True, timeout=60, check=False
+        [os.fsencode(TICKERTAPE), *asked], capture_output=True, timeout=patience(60), check=False
     )
     assert ended.returncode == 0, ended.stderr
 
@@ -112,7 +118,7 @@ def one_token() -> Iterator[str]:
                 cancelling.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
 
     with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
-        listening.settimeout(60)
+        listening.settimeout(patience(60))
         answered = pool.submit(answer, listening)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         answered.result()

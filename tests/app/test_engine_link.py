@@ -157,7 +157,7 @@ async def test_an_engine_that_babbles_at_its_first_start_is_given_up() -> None:
 
 
 async def test_an_engine_that_babbles_later_is_replaced() -> None:
-    async with asyncio.timeout(20), started(FaultyLink) as link:
+    async with asyncio.timeout(patience(20)), started(FaultyLink) as link:
         inbox, pid = Inbox(), link.pid
         link.submit(request("a", 1 << 20), inbox.put_nowait)
         await inbox.until(Token)
@@ -171,7 +171,7 @@ async def test_an_engine_that_babbles_later_is_replaced() -> None:
 
 async def test_a_sink_that_raises_ends_its_own_sequence_only() -> None:
     """At any of its events; the last that it gets is a Finished with an error."""
-    async with asyncio.timeout(20), started() as link:
+    async with asyncio.timeout(patience(20)), started() as link:
         pid, other = link.pid, Inbox()
         link.submit(request("other", 1 << 20), other.put_nowait)
         for kind in (Started, Token, Finished):
@@ -211,7 +211,7 @@ async def test_a_sink_that_raises_at_the_death_of_the_engine_keeps_nobody_from_t
     def uncounted(tokens: int) -> None:
         raise RuntimeError("iteration")
 
-    async with asyncio.timeout(20), started() as link:
+    async with asyncio.timeout(patience(20)), started() as link:
         link.watcher, link.on_iteration, inbox = Deaf(), uncounted, Inbox()
         link.submit(request("bad", 1 << 20), spoilt)
         link.submit(request("good", 1 << 20), inbox.put_nowait)
@@ -235,7 +235,7 @@ async def test_a_launch_that_fails_is_tried_again(
     def fails(*_: object, **__: object) -> None:
         raise fault
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience(30)):
         link = FakeLink(OPTIONS)
         if not first:
             await link.start()
@@ -258,7 +258,7 @@ async def test_a_launch_that_fails_is_tried_again(
 
 async def test_without_descriptors_it_goes_on_trying(caplog: pytest.LogCaptureFixture) -> None:
     """The real limit: a socket pair and the pipes of a fork fail, each at its own descriptor."""
-    async with asyncio.timeout(60), started() as link:
+    async with asyncio.timeout(patience(60)), started() as link:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         for free in range(4):  # more are enough
             await link.loaded()
@@ -298,7 +298,7 @@ async def test_an_engine_that_stops_while_it_loads_is_replaced(
     """The first of all, and one that follows another."""
     stop_at = tmp_path / "stop"
     monkeypatch.setenv("STOP_AT_LOAD", str(stop_at))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patience(60)):
         stop_at.touch()
         async with started(FaultyLink, patience=0.5) as link:
             assert not stop_at.exists(), "the first engine has stopped itself"
@@ -313,7 +313,7 @@ async def test_an_engine_that_stops_while_it_loads_is_replaced(
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
 async def test_stop_ends_an_engine_in_any_state(number: signal.Signals) -> None:
-    async with asyncio.timeout(20), started() as link:
+    async with asyncio.timeout(patience(20)), started() as link:
         pid = link.pid or 0
         os.kill(pid, number)
         await link.stop()

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.server import RunningServer, read_stream, running
+from tests.speed import patience
 
 pytestmark = pytest.mark.alone
 
@@ -71,7 +72,9 @@ def serve(folder: Path, *flags: str) -> contextlib.AbstractContextManager[Runnin
 async def http(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
     server: RunningServer = request.getfixturevalue("server_with_keys")
     limits = httpx.Limits(max_connections=1000)
-    async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=server.url, timeout=patience(300), limits=limits
+    ) as client:
         yield client
 
 
@@ -166,7 +169,7 @@ async def test_the_slowest_hundredth_waits_twice_as_long_at_most(tmp_path: Path)
     still waits for the end of the one under way."""
     with serve(tmp_path) as server:
         async with httpx.AsyncClient(
-            base_url=server.url, timeout=300, limits=httpx.Limits(max_connections=1000)
+            base_url=server.url, timeout=patience(300), limits=httpx.Limits(max_connections=1000)
         ) as http:
             await measure(http, 3, 200)
             alone = await measure(http, 100, 200)

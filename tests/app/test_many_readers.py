@@ -15,6 +15,7 @@ import pytest
 from app.tapes.tape import FEW, Choice, Entry, Item, Tape
 from app.turns import Turns
 from tests.server import RunningServer, read_stream, running
+from tests.speed import patience
 from tests.tiny import tiny_llama
 
 
@@ -106,7 +107,7 @@ async def test_who_leaves_while_it_waits_takes_no_turn_from_others() -> None:
     await asyncio.sleep(0)
     for task in waiting[::2]:
         task.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         await asyncio.gather(*waiting, return_exceptions=True)
         await turns.take("client")
     assert [task.cancelled() for task in waiting[2::2]] == [True] * 4
@@ -151,7 +152,7 @@ def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 @pytest.fixture
 async def http(bounded: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=bounded.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=bounded.url, timeout=patience(60)) as client:
         yield client
 
 
@@ -169,7 +170,7 @@ async def test_the_bound_names_itself_and_never_keeps_out_the_first_readers_of_a
         assert "--max-readers" in (await refused(first[-1]))["message"]
         second = [await follow(stack, http, tapes[1]) for _ in range(FEW + 1)]
         assert [answer.status_code for answer in second] == [200] * FEW + [429]
-    async with AsyncExitStack() as stack, asyncio.timeout(20):
+    async with AsyncExitStack() as stack, asyncio.timeout(patience(20)):
         while (await follow(stack, http, tapes[0])).status_code != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.01)  # the server has not seen yet that the others have left
     for tape in tapes:
@@ -197,7 +198,7 @@ async def test_a_bystander_keeps_most_of_its_speed_beside_a_crowd(
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 8192), most))
     body = {"prompt": "Once", "max_length": 7000, "ignore_eos": True}
-    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as http:
         tape = (await http.post("/v1/tapes", json=body)).headers["X-Tape"]
         alone = await speed(http)
         readers = [asyncio.create_task(drain(server.port, tape)) for _ in range(crowd)]

@@ -10,6 +10,7 @@ import pytest
 
 from tests.app.test_keys import bearer
 from tests.server import RunningServer, read_stream, running
+from tests.speed import patience
 from tests.tiny import CHAT_TEMPLATE, tiny_llama
 
 SEATS, WAITING, MAX_PAUSED, BUDGET = 2, 6, 5, 300_000
@@ -31,7 +32,9 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @asynccontextmanager
 async def client_of(server: RunningServer, key: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, headers=bearer(key), timeout=60) as client:
+    async with httpx.AsyncClient(
+        base_url=server.url, headers=bearer(key), timeout=patience(60)
+    ) as client:
         yield client
 
 

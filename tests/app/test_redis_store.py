@@ -164,7 +164,7 @@ async def test_the_readers_of_a_fenced_tape_are_told_of_also_when_its_generation
     tape.finish("stop")
     store.finished(tape)
     await store.flush()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(patience(10)):
         while not log.told:  # noqa: ASYNC110
             await asyncio.sleep(0)
     assert log.told == [("join", "tape", 2)]

@@ -9,6 +9,7 @@ import pytest
 
 from tests.app.test_access import error_of
 from tests.server import RunningServer
+from tests.speed import patience
 
 GETS = [
     "/",
@@ -28,7 +29,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture
 async def http(tiny_server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=tiny_server.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=tiny_server.url, timeout=patience(60)) as client:
         yield client
 
 

@@ -15,6 +15,7 @@ from app.settings import ClusterSettings, Settings
 from model.errors import ModelLoadError
 from tests.answers import read_all
 from tests.server import running
+from tests.speed import patience
 
 HOSTILE = [
     *("0", "-1", "-0.0", "nan", "-NaN", "inf", "-inf", "1e999", "1e-400", "5e-324", "1e308"),
@@ -106,7 +107,7 @@ async def test_with_every_number_at_its_bound_the_server_works(
 ) -> None:
     assert len(flags) > 30
     with running(tmp_path / "log", "--model", str(tiny_model), *flags) as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=patience(30)) as http:
             reading = await read_all(http, {"prompt": "a", "max_length": 3, "ignore_eos": True})
             assert reading.done
             assert len(reading.token_ids) == 3

@@ -15,6 +15,7 @@ import pytest
 from tests.app.plain_http import GET, Script, connection, exchange, refusal, serving
 from tests.raw import never_reading, post_generate
 from tests.server import RunningServer, running
+from tests.speed import patience
 
 POST = b"POST /body HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -50,7 +51,7 @@ async def test_a_body_that_does_not_come_is_refused(begun: bytes, more: bytes) -
     async with (
         serving(script, body_timeout=0.2) as port,
         connection(port) as (reader, writer),
-        asyncio.timeout(20),
+        asyncio.timeout(patience(20)),
     ):
         writer.write(begun)
         answer = asyncio.create_task(reader.read())
@@ -80,7 +81,7 @@ async def test_a_body_behind_its_refusal_has_the_same_time_and_no_second_answer(
         async with (
             serving(Script(), body_timeout=0.2) as port,
             connection(port) as (reader, writer),
-            asyncio.timeout(20),
+            asyncio.timeout(patience(20)),
         ):
             writer.write(begun)
             answer = asyncio.create_task(reader.read())
@@ -96,7 +97,7 @@ async def test_a_body_behind_its_refusal_is_no_larger_than_any_other() -> None:
     async with (
         serving(Script(), max_body_size="1KiB") as port,
         connection(port) as (reader, writer),
-        asyncio.timeout(20),
+        asyncio.timeout(patience(20)),
     ):
         writer.write(head)
         await reader.readuntil(b"end of /refused\r\n0\r\n\r\n")
@@ -109,7 +110,7 @@ async def test_a_body_refused_before_it_was_there_leaves_the_connection_to_the_n
     async with (
         serving(Script(), keep_alive_timeout=0.2) as port,
         connection(port) as (reader, writer),
-        asyncio.timeout(20),
+        asyncio.timeout(patience(20)),
     ):
         writer.write(head)
         await reader.readuntil(b"end of /refused\r\n0\r\n\r\n")
@@ -125,7 +126,7 @@ async def test_a_body_that_comes_steadily_may_take_longer() -> None:
     async with (
         serving(Script(), body_timeout=0.2) as port,
         connection(port) as (reader, writer),
-        asyncio.timeout(20),
+        asyncio.timeout(patience(20)),
     ):
         loop = asyncio.get_running_loop()
         ends = loop.time() + 1
@@ -146,7 +147,7 @@ async def test_a_body_is_not_late_while_it_is_not_read() -> None:
     async with (
         serving(script, body_timeout=0.1) as port,
         connection(port) as (reader, writer),
-        asyncio.timeout(20),
+        asyncio.timeout(patience(20)),
     ):
         writer.write(GET % b"stream" + POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         loop, passed = asyncio.get_running_loop(), asyncio.Event()
@@ -163,7 +164,7 @@ async def test_half_a_body_behind_a_stream_does_not_cut_it() -> None:
     async with (
         serving(script, body_timeout=0.1) as port,
         connection(port) as (reader, writer),
-        asyncio.timeout(20),
+        asyncio.timeout(patience(20)),
     ):
         writer.write(GET % b"stream" + POST + b"Content-Length: 9\r\n\r\nx")
         loop, passed = asyncio.get_running_loop(), asyncio.Event()
@@ -179,7 +180,7 @@ async def test_an_idle_connection_is_kept_and_then_closed() -> None:
     async with (
         serving(Script(), keep_alive_timeout=0.5) as port,
         connection(port) as (reader, writer),
-        asyncio.timeout(20),
+        asyncio.timeout(patience(20)),
     ):
         for _ in range(4):  # longer than that together
             writer.write(GET % b"idle")
@@ -229,7 +230,7 @@ def an_answer_that_is_not_read(port: int) -> socket.socket:
 
 
 def sending(port: int, data: bytes) -> socket.socket:
-    client = socket.create_connection(("127.0.0.1", port), timeout=20)
+    client = socket.create_connection(("127.0.0.1", port), timeout=patience(20))
     with contextlib.suppress(ConnectionError):  # refused already
         client.sendall(data)
     return client
@@ -273,7 +274,9 @@ def test_a_newcomer_gets_in_whoever_holds_connections(
             held.enter_context(hold(patient.port))
         for _ in range(3):
             answer = httpx.post(
-                f"{patient.url}/generate", json={"prompt": "x", "max_length": 2}, timeout=20
+                f"{patient.url}/generate",
+                json={"prompt": "x", "max_length": 2},
+                timeout=patience(20),
             )
             assert answer.status_code == 200
     assert "short of file descriptors" in patient.log.read_text()
@@ -298,7 +301,7 @@ def test_who_is_answered_is_not_closed_for_another(patient: RunningServer) -> No
 
 def head_of(client: socket.socket) -> bytes:
     """The beginning of what comes; nothing when the connection has been reset."""
-    client.settimeout(120)
+    client.settimeout(patience(120))
     with contextlib.suppress(ConnectionError):
         return client.recv(1 << 16)
     return b""

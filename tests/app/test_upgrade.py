@@ -11,6 +11,7 @@ import subprocess
 import pytest
 
 from tests.app.plain_http import GET, Script, connection, exchange, refusal, serving
+from tests.speed import patience
 
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
 WEBSOCKET = (
@@ -35,7 +36,7 @@ async def test_the_body_is_read_and_the_connection_kept(
     async with (
         serving(script) as port,
         connection(port) as (reader, writer),
-        asyncio.timeout(20),
+        asyncio.timeout(patience(20)),
     ):
         request = HEAD + wish + body
         for _ in range(2):
@@ -58,7 +59,7 @@ async def test_a_get_and_all_that_waits_behind_it() -> None:
     async with (
         serving(script) as port,
         connection(port) as (reader, writer),
-        asyncio.timeout(20),
+        asyncio.timeout(patience(20)),
     ):
         writer.write(asking + GET % b"second" + HEAD + H2C + LENGTH + asking * 1500 + GET % b"last")
         raw = b""
@@ -76,7 +77,7 @@ async def test_other_forms_of_a_request() -> None:
         raw = await exchange(port, HEAD + closing + LENGTH)
         assert raw.count(b"HTTP/1.1") == 1
         assert raw.endswith(b"end of /body: hello" + END)
-        async with connection(port) as (reader, writer), asyncio.timeout(20):
+        async with connection(port) as (reader, writer), asyncio.timeout(patience(20)):
             writer.write(HEAD + H2C + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n")
             await reader.readuntil(b"HTTP/1.1 100 Continue\r\n\r\n")
             writer.write(b"hello")
@@ -115,7 +116,7 @@ def _curl_asks_for_http2() -> bool:
 
 @pytest.mark.skipif(not _curl_asks_for_http2(), reason="no curl that knows HTTP/2")
 async def test_curl_with_http2() -> None:
-    async with serving(Script()) as port, asyncio.timeout(30):
+    async with serving(Script()) as port, asyncio.timeout(patience(30)):
         url = f"http://127.0.0.1:{port}"
         body = json.dumps({"prompt": "x" * 5000})
         process = await asyncio.create_subprocess_exec(

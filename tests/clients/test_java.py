@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.server import RunningServer
+from tests.speed import patience
 
 JAVA = shutil.which("java")
 JAVAC = shutil.which("javac")
@@ -22,7 +23,9 @@ def test_answers_streams_and_kept_connections(server: RunningServer) -> None:
     assert JAVA
     source = Path(__file__).parent / "java" / "Ask.java"
     command = [JAVA, str(source), server.url]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=patience(100), check=False
+    )
     assert ended.returncode == 0, ended.stderr
     answers = [line.split(" ", 3) for line in ended.stdout.splitlines()]
     assert [answer[0] for answer in answers] == ["whole", "whole", "stream", "models"]

@@ -188,7 +188,7 @@ async def test_an_engine_that_stops_while_it_loads_is_replaced(
     """At the first load, and at the one after a crash while a stream waits."""
     log = tmp_path / "log"
     with running(log, *FLAGS, "--engine-timeout", "2", ready=False) as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as http:
             await stopped_while_it_loads(server)
             await server.health_becomes(60, engine="ready")
             async with typing(http, body(1)) as (reading, frames):
@@ -203,7 +203,7 @@ async def test_an_engine_that_stops_while_it_loads_is_replaced(
 
 async def stopped_while_it_loads(server: RunningServer) -> None:
     """SIGSTOP for an engine that is not ready; another one must come."""
-    async with asyncio.timeout(30), httpx.AsyncClient(base_url=server.url) as http:
+    async with asyncio.timeout(patience(30)), httpx.AsyncClient(base_url=server.url) as http:
         while True:
             with contextlib.suppress(httpx.TransportError):
                 health = (await http.get("/health")).json()
@@ -226,7 +226,7 @@ async def test_without_descriptors_the_streams_wait_and_go_on(
         # The lowest number that is free, after the engine's socket is closed, decides.
         process.rlimit(psutil.RLIMIT_NOFILE, (lowest_free(own.process.pid) + free, limits[1]))
         os.kill(engine, signal.SIGKILL)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience(30)):
             while own.log.read_text().count("cannot be started") < failures + 3:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert own.process.poll() is None

@@ -13,6 +13,7 @@ import pytest
 
 from model.native import library
 from tests.server import TICKERTAPE, RunningServer, running
+from tests.speed import patience
 
 BODY = {"prompt": "Once", "max_length": 5, "ignore_eos": True}
 
@@ -42,14 +43,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def serves(server: RunningServer) -> str:
     """What the log says after an answer and an end in order."""
-    answer = httpx.post(f"{server.url}/generate", json=BODY, timeout=60)
+    answer = httpx.post(f"{server.url}/generate", json=BODY, timeout=patience(60))
     assert answer.status_code == 200
     assert server.stop() == 0
     return server.log.read_text()
 
 
 async def says(server: RunningServer, words: str) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patience(60)):
         while words not in server.log.read_text():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

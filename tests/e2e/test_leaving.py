@@ -199,7 +199,7 @@ async def test_a_peer_that_vanishes_without_a_word_is_noticed(tmp_path: Path) ->
     command = ["unshare", "--net", "--map-root-user"]
     script = [sys.executable, "-m", "tests.e2e.dark_network", str(tmp_path / "log")]
     result = await asyncio.to_thread(
-        subprocess.run, [*command, *script], capture_output=True, text=True, timeout=100
+        subprocess.run, [*command, *script], capture_output=True, text=True, timeout=patience(100)
     )
     assert result.returncode == 0, result.stdout + result.stderr
     print(result.stdout)

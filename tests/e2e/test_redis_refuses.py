@@ -12,6 +12,7 @@ import pytest
 from tests.answers import Reading, read_all
 from tests.e2e.test_replicas import Replicas, begun, body, has, two
 from tests.redis import Redis, redis
+from tests.speed import patience
 from tests.tiny import tiny_llama
 
 TAPES = 16
@@ -62,7 +63,7 @@ async def answers(http: httpx.AsyncClient) -> list[list[int]]:
 
 async def refuses(http: httpx.AsyncClient, why: str) -> None:
     """/ready says that tapes cannot be kept, and why."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patience(60)):
         while True:
             answer = await http.get("/ready")
             if answer.status_code == 503 and why in answer.json()["error"]["message"]:
@@ -72,7 +73,7 @@ async def refuses(http: httpx.AsyncClient, why: str) -> None:
 
 
 async def accepts(http: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patience(60)):
         while (await http.get("/ready")).status_code != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
@@ -165,7 +166,7 @@ async def test_a_key_used_again_after_its_tape_has_gone(
                     await reading.read(response)
             path = f"/v1/tapes/{tape}"
             for replica in (here, there):
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(patience(60)):
                     while (await replica.get(path)).status_code != 404:  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
         for number in (0, 1):

@@ -108,7 +108,7 @@ async def test_a_second_sigterm_well_after_the_first_ends_it_at_once(tmp_path: P
             stream = asyncio.create_task(shut_down(http))
             await server.health_becomes(20, running=1)
             engine = server.health()["engine_pid"]
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(patience(30)):
                 while not stream.done():
                     server.process.send_signal(signal.SIGTERM)
                     await asyncio.sleep(0.2)
@@ -134,7 +134,7 @@ async def test_signals_that_belong_together_are_one(
     grace = 4.0
     with running(tmp_path / "log", "--shutdown-grace", str(grace)) as server:
         async with (
-            httpx.AsyncClient(base_url=server.url, timeout=30) as http,
+            httpx.AsyncClient(base_url=server.url, timeout=patience(30)) as http,
             typing(http, ENDLESS) as (reading, frames),
         ):
             told = time.monotonic()
@@ -147,7 +147,7 @@ async def test_signals_that_belong_together_are_one(
                 pytest.skip("so slow that the last signal rightly counts as a second one")
             assert (await to_the_end(reading, frames))["finish_reason"] == "shutdown"
             assert time.monotonic() - told >= grace
-        assert server.process.wait(timeout=10) == 0
+        assert server.process.wait(timeout=patience(10)) == 0
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def on_a_terminal(*command: str | Path) -> Iterator[tuple[int, int]]:
 
 async def answers(http: httpx.AsyncClient) -> None:
     """Wait until the server is ready."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(patience(60)):
         while True:
             with suppress(httpx.TransportError):
                 if (await http.get("/ready")).status_code == 200:
@@ -174,7 +174,7 @@ async def answers(http: httpx.AsyncClient) -> None:
 
 
 async def exit_status(pid: int) -> int:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience(30)):
         _, status = await asyncio.to_thread(os.waitpid, pid, 0)
     return status
 
@@ -199,7 +199,7 @@ async def test_make_run_lets_streams_end_in_order(end: Callable[[int, int], None
     make = ("make", "-C", ROOT, "-o", f"{venv}/.run", "run", *variables)
     url = f"http://127.0.0.1:{port}"
     with on_a_terminal(*make) as (pid, terminal):
-        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=patience(30)) as http:
             await answers(http)
             server = (await http.get("/health")).json()["engine_pid"]
             async with typing(http, ENDLESS) as (reading, frames):
@@ -228,7 +228,9 @@ async def test_a_terminal_that_hangs_up_drains() -> None:
     port = free_port()
     command = (TICKERTAPE, "serve", "--port", str(port), "--shutdown-grace", str(GRACE))
     with on_a_terminal(*command) as (pid, terminal):
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=patience(30)
+        ) as http:
             await answers(http)
             engine = (await http.get("/health")).json()["engine_pid"]
             async with typing(http, ENDLESS) as (reading, frames):
@@ -244,7 +246,9 @@ async def test_with_nohup_it_outlives_its_terminal(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
     serve = f"exec nohup {TICKERTAPE} serve --port {port} > {log} 2>&1"
     with on_a_terminal("sh", "-c", serve) as (pid, terminal):
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", timeout=patience(30)
+        ) as http:
             await answers(http)
             os.close(terminal)
             os.kill(pid, signal.SIGHUP)
@@ -275,14 +279,14 @@ async def test_children_outlive_a_hang_up_that_the_whole_session_gets(
         os.kill(own.process.pid, signal.SIGHUP)
         assert (await to_the_end(reading, frames))["finish_reason"] == "shutdown"
     assert {"state": "recovering"} not in reading.statuses
-    assert own.process.wait(timeout=10) == 0
+    assert own.process.wait(timeout=patience(10)) == 0
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 async def test_it_serves_without_standard_streams(closed: str, tmp_path: Path) -> None:
     command = ("sh", "-c", f'exec "$0" "$@" {closed}', TICKERTAPE)
     with running(tmp_path / "log", command=command) as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=30) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=patience(30)) as http:
             for _ in range(3):
                 assert (await read_all(http, ENDLESS | {"max_length": 5})).done
         assert server.stop() == 0

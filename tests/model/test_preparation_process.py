@@ -38,6 +38,7 @@ from model.messages import (
 )
 from model.preparation_process import MAX_MEMORY
 from model.tokenizer import Tokenizer
+from tests.speed import patience
 from tests.tiny import CHAT_TEMPLATE, tiny_llama
 
 SECONDS = 0.4  # of processor time for a job
@@ -244,7 +245,7 @@ def test_a_worker_does_not_outlive_the_process(model_path: Path) -> None:
         prepared.do(Encode(["x"]))
         worker = prepared.worker
         prepared.process.kill()
-        worker.wait(timeout=60)
+        worker.wait(timeout=patience(60))
 
 
 def test_it_ends_with_its_peer_and_not_for_a_signal_to_the_group(model_path: Path) -> None:
@@ -255,4 +256,4 @@ def test_it_ends_with_its_peer_and_not_for_a_signal_to_the_group(model_path: Pat
             os.kill(prepared.worker.pid, number)
         assert isinstance(prepared.do(Encode(["x"])), Encoded)
         prepared.peer.close()
-        assert prepared.process.wait(timeout=60) == 0
+        assert prepared.process.wait(timeout=patience(60)) == 0
