@@ -307,7 +307,7 @@ async def test_random_bytes_never_are_an_error_of_ours(tiny_server: RunningServe
     """As bodies and as whole requests; a seed makes it the same every time."""
     dice = random.Random(2026)
     body = b'{"prompt": "x", "max_length": 1, "temperature": 0.5, "stop": ["a"], "seed": 1}'
-    async with httpx.AsyncClient(base_url=tiny_server.url) as http:
+    async with httpx.AsyncClient(base_url=tiny_server.url, timeout=patience(30)) as http:
         for _ in range(300):
             mutant = bytearray(body)
             for _ in range(dice.randint(1, 4)):

@@ -224,7 +224,7 @@ def test_500_slow_headers_are_closed_and_hold_up_nobody(
 ) -> None:
     slow: dict[socket.socket, float] = {}
     lived, times = [], []
-    with httpx.Client(base_url=tiny_server.url) as http:
+    with httpx.Client(base_url=tiny_server.url, timeout=patience(30)) as http:
 
         def ask() -> None:
             began = time.perf_counter()

@@ -86,7 +86,7 @@ async def test_retry_after_follows_how_fast_places_become_free(
     while (later := await seconds()) <= first + 1:
         assert time.monotonic() - began < patience(10)
         await asyncio.sleep(0.1)
-    assert later <= time.monotonic() - began + first + 2
+    assert later <= time.monotonic() - began + first + 2, "as many seconds as it has been waited"
     await leave(streams)
 
 

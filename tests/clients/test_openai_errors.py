@@ -15,6 +15,7 @@ from tests.clients.blocks import Fields
 from tests.clients.conftest import KEY, PING, SEATS, WAITING, sdk
 from tests.e2e.deadly_engine import AT, DEADLY, SPOILT
 from tests.server import RunningServer
+from tests.speed import patience
 
 CHAT: Fields = {"model": "any", "messages": [{"role": "user", "content": "Hi"}]}
 LONG: Fields = CHAT | {
@@ -258,7 +259,7 @@ async def replayed(raw: bytes) -> list[ChatCompletionChunk]:
 async def waiting_stream(server: RunningServer, model: str) -> AsyncIterator[bytes]:
     body = CHAT | {"model": model, "max_tokens": 5, "stream": True}
     async with (
-        httpx.AsyncClient(base_url=server.url) as http,
+        httpx.AsyncClient(base_url=server.url, timeout=patience(30)) as http,
         http.stream("POST", "/v1/chat/completions", json=body) as response,
     ):
         async for piece in response.aiter_raw():

@@ -219,7 +219,7 @@ async def test_the_page_comes_back_with_the_server(page: Page, tiny: Path) -> No
 async def test_a_key_is_asked_for_and_shows_its_own_tapes(
     page: Page, locked: RunningServer
 ) -> None:
-    async with httpx.AsyncClient(base_url=locked.url) as http:
+    async with httpx.AsyncClient(base_url=locked.url, timeout=patience(30)) as http:
         tapes = {
             key: (await http.post("/v1/tapes", json=ENDLESS | {"prompt": "x"}, headers=bearer(key)))
             for key in ("alice", "bob")

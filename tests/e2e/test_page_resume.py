@@ -79,7 +79,7 @@ async def text_of(page: Page) -> str:
 async def whole_text(page: Page, url: str) -> str:
     """What the tape of the page's receipt holds."""
     tape = await page.locator("#receipt div:last-child dd").inner_text()
-    async with httpx.AsyncClient(base_url=url) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=patience(30)) as http:
         answer = await http.get(f"/v1/tapes/{tape}", headers={"Accept": "application/json"})
     text: str = answer.json()["generated_text"]
     return text

@@ -89,7 +89,7 @@ async def test_it_has_what_500_clients_count(server: RunningServer, prometheus: 
 
     async with (
         httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as http,
-        httpx.AsyncClient(base_url=prometheus) as asking,
+        httpx.AsyncClient(base_url=prometheus, timeout=patience(30)) as asking,
     ):
         await becomes(asking, "up", 1)
         await asyncio.gather(*(client(http) for _ in range(AT_ONCE)))
