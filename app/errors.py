@@ -148,7 +148,8 @@ def install(app: FastAPI) -> None:
 def _allow(request: Request, error: HTTPException) -> Mapping[str, str]:
     """All methods of a path; Starlette names those of its first route alone, of a file none."""
     if "route" not in request.scope:  # a file, or the document: FastAPI has no route for them
-        return error.headers or {"Allow": "GET, HEAD"}
+        given = (error.headers or {}).get("Allow", "GET, HEAD")
+        return {"Allow": ", ".join(sorted(given.split(", ")))}  # Starlette's is a set's order
     path = request.scope["route"].path
     methods = {
         m for route in _routes(request.app.routes) if route.path == path for m in route.methods

@@ -34,7 +34,10 @@ def test_both_halves_run_and_are_reported(
     pytest_.chmod(0o755)
     calls = tmp_path / "calls"
     done = subprocess.run(
-        ["make", "-o", ".venv/.test", "test", f"BIN={tmp_path}", "ARGS=-k 'a or b'"],
+        [
+            *("make", "--no-print-directory", "-o", ".venv/.test", "test"),
+            *(f"BIN={tmp_path}", "ARGS=-k 'a or b'"),
+        ],
         cwd=ROOT,
         env=os.environ | {"CALLS": str(calls), "FAILING": failing, "MAKEFLAGS": ""},
         capture_output=True,

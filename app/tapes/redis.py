@@ -377,8 +377,9 @@ class RedisStore(TapeStore):
             try:
                 return await ask()
             except (RedisError, OSError) as error:
-                self._fails("ask", error)
+                # One lost connection of the pool is no trouble: the beat would be the next to know.
                 if time.monotonic() > deadline:
+                    self._fails("ask", error)
                     raise unreachable(str(error)) from None
                 await asyncio.sleep(_FIRST_PAUSE)
 
@@ -395,8 +396,7 @@ class RedisStore(TapeStore):
         while True:
             try:
                 return await tell()
-            except (RedisError, OSError) as error:
-                self._fails("ask", error)
+            except (RedisError, OSError):
                 await asyncio.sleep(_LONGEST_PAUSE)
 
     def _spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

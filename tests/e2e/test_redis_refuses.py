@@ -140,6 +140,7 @@ async def test_what_was_shown_survives_the_writers_death_meanwhile(
 
 
 async def test_a_tape_that_redis_cannot_keep_ends_alone(pair: Replicas, store: Redis) -> None:
+    await accepts(pair.http[0])  # again, after the test before
     calm = await answers(pair.http[0])
     readings = [await begun(pair.http[0], body(n)) for n in range(TAPES)]
     tasks = [asyncio.create_task(pair.read(reading, 0)) for reading in readings]
@@ -156,6 +157,8 @@ async def test_a_key_used_again_after_its_tape_has_gone(
 ) -> None:
     """The other replica has a copy of the first tape when the second one comes."""
     async with two(model, store, tmp_path, "--tape-ttl", "0.3") as replicas:
+        for http in replicas.http:
+            await accepts(http)
         here, there = replicas.http
         headers = {"Idempotency-Key": "again"}
         for http in (here, there, here, there):
@@ -178,6 +181,7 @@ async def test_entries_that_redis_has_lost_are_a_gap_for_readers_elsewhere(
     pair: Replicas, store: Redis
 ) -> None:
     """An entry never gets the number of another."""
+    await accepts(pair.http[0])
     whole = await read_all(pair.http[0], body(2, 30))
     log = f"tickertape:log:{whole.tape}"
     ended = f"/v1/tapes/{whole.tape}"
