@@ -19,11 +19,16 @@ TRIES, REPEATED = 3, 2  # of so many tries, what is wrong in so many is no accid
 
 @dataclass(frozen=True)
 class Bounds:
-    """`health` milliseconds, `gap` times the longest gap of the twin; `hang` seconds."""
+    """`health` milliseconds, `gap` times the longest gap of the twin; `hang` seconds.
+
+    With `health_times` an answer of /health is also in time when it took at most so many times what
+    it takes beside the twin at that moment: a machine may have become slower meanwhile.
+    """
 
     health: float
     gap: float
     hang: float = 60.0
+    health_times: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,14 @@ class Judge:
         fine = 0
         while len(healths) < TRIES and fine < REPEATED:
             hostile = self._watched(request)
-            healths.append(hostile.slowest_health)
             if self._suspicious(hostile):
-                usual = max(self._watched(twin).longest_gap, self._before)
-                ratios.append(hostile.longest_gap / usual)
+                beside = self._watched(twin)
+                ratios.append(hostile.longest_gap / max(beside.longest_gap, self._before))
+                usual = self.bounds.health_times * beside.slowest_health
+                in_time = hostile.slowest_health <= usual
+                healths.append(0.0 if in_time else hostile.slowest_health)
             else:
+                healths.append(hostile.slowest_health)
                 ratios.append(hostile.longest_gap / self._before)
                 fine += 1
         health, ratio = sorted(healths)[-REPEATED], sorted(ratios)[-REPEATED]

@@ -31,8 +31,10 @@ from tests.adversarial.run import (
 from tests.adversarial.wire import ask
 from tests.server import TICKERTAPE, RunningServer
 
-HEALTH = 5.0  # times the slowest under harmless load
-GAP = 5.0  # times the longest beside the twin
+# A machine that others share makes five times of a few milliseconds by itself. What is to be found
+# here took a hundred times and more. `make adversarial` has the limits in milliseconds.
+HEALTH = 25.0  # times the slowest under harmless load
+GAP = 25.0  # times the longest beside the twin
 SCALE = 0.2  # of each attack
 SEED = 20261127
 SMALLER = [one for one in attack.ATTACKS if one.name.startswith(("A5", "A7", "A9"))]
@@ -100,7 +102,7 @@ def test_no_body_costs_others(served: Served, bystander: Bystander) -> None:
     every = every_attempt(document_of(server, tenants), 0, SEED, brief=True)
     judge = Judge(server.port, bystander, Bounds(0, GAP), tenants.attacker)
     usual = judge.accustom(harmless(every))
-    judge.bounds = Bounds(HEALTH * usual.slowest_health, GAP)
+    judge.bounds = Bounds(HEALTH * usual.slowest_health, GAP, health_times=HEALTH)
     before = memory(server)
     for attempt in every:
         judge.judge(attempt)
