@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from heapq import nsmallest
 from itertools import chain
 
@@ -134,6 +134,7 @@ class Dash(Observer):
         self._samples: deque[orjson.Fragment] = deque(maxlen=KEPT)
         self._number = 0  # of the newest
         self._events: dict[str | None, bytes] = {}  # the newest, by whose rows are in it
+        self._histories: dict[int, bytes] = {}  # up to the newest, by how many samples
         self._changed = asyncio.Event()
         self._closed = False
         self._task: asyncio.Task[None] | None = None
@@ -182,6 +183,7 @@ class Dash(Observer):
         while self._ended and self._ended[0][0] < self._clock() - ROW_SECONDS:
             self._ended.popleft()
         self._events.clear()
+        self._histories.clear()
         self._wake()
 
     def _sampled(self, registry: Registry) -> DashSample:
@@ -216,10 +218,12 @@ class Dash(Observer):
 
     # ---- watching
 
-    async def watch(self, owner: str | None, count: int | None = None) -> AsyncIterator[bytes]:
+    async def watch(
+        self, owner: str | None, turn: Callable[[], Awaitable[None]], count: int | None = None
+    ) -> AsyncIterator[bytes]:
         """Events for one who may see this owner's tapes: what was, then each sample as it comes.
 
-        None may see nobody's.
+        None may see nobody's. It waits for a `turn` before each event.
 
         Who is slow gets what was missed as one more history. It ends after `count` samples, or
         when the server does.
@@ -228,6 +232,7 @@ class Dash(Observer):
         while count is None or count > 0:
             while self._number == told and not self._closed:
                 await self._changed.wait()
+            await turn()
             if self._closed:
                 break
             missed = min(self._number - told, len(self._samples)) - 1
@@ -238,9 +243,11 @@ class Dash(Observer):
         yield _event("end", {"reason": "shutdown" if self._closed else "samples"})
 
     def _history(self, count: int) -> bytes:
-        """So many samples before the newest."""
-        before = list(self._samples)[-1 - count : -1]
-        return _event("history", {"samples": before})
+        """So many samples before the newest: made once for all who have missed as many."""
+        if count not in self._histories:
+            before = list(self._samples)[-1 - count : -1]
+            self._histories[count] = _event("history", {"samples": before})
+        return self._histories[count]
 
     def _newest(self, owner: str | None) -> bytes:
         """Made once for all who may see the same."""

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from app import errors, openapi
 from app.admission import Admission, calls_tools
+from app.arrivals import Arrivals
 from app.cors import Cors
 from app.dash import Dash
 from app.engine_link import EngineLink, configuration
@@ -151,6 +152,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
         telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # app/openapi.py serves it
         redirect_slashes=False,  # NormalRequests leaves none
     )
     errors.install(app)
@@ -173,6 +175,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
     if tracing:
         app.add_middleware(TraceContext)
     app.add_middleware(NormalRequests)
+    app.add_middleware(Arrivals)
     app.add_middleware(Requests, metrics=metrics)  # the last is the outermost: it sees all answers
     return app
 

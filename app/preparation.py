@@ -1,8 +1,8 @@
 """Has requests made ready for the engine, by the process of model/preparation_process.py.
 
-That process has a worker for each lane. One lane is for short jobs, one for grammars, one for long
-texts. The last two step back behind the engine. In each lane clients take turns, and a job is
-dropped when its client has left.
+That process has a worker for each lane: one is for short jobs, one for grammars, one for texts and
+one for long texts. All but the first step back behind the engine. In each lane clients take turns,
+and a job is dropped when its client has left.
 """
 
 import asyncio
@@ -48,7 +48,10 @@ R = TypeVar("R", bound=Result)
 logger = logging.getLogger("tickertape.preparation")
 
 _CAPACITY: Final = 256  # jobs that may wait in a lane
-_SHORT: Final = 64 << 10  # bytes of a job that take a few milliseconds
+# Bytes of a job. A short one takes a few milliseconds, one of the greatest body two seconds: it
+# must not be what others' jobs wait for.
+_SHORT: Final = 64 << 10
+_LONG_FROM: Final = 512 << 10
 _MAX_SCHEMA: Final = 2 * MAX_GRAMMAR_BYTES  # bytes; the grammar of a larger one would be too large
 _KEPT_GRAMMARS: Final = 64
 _PATIENCE: Final = 120.0  # seconds of wall clock for one job, also on a busy machine
@@ -65,8 +68,16 @@ class _Kind:
 
 _QUICK: Final = _Kind("quick", 0, 1.0)
 _GRAMMARS: Final = _Kind("grammars", 5, 2.0)
+_TEXTS: Final = _Kind("texts", 5, 5.0)
 _LONG: Final = _Kind("long", 10, 10.0)
-_KINDS: Final = (_QUICK, _GRAMMARS, _LONG)
+_KINDS: Final = (_QUICK, _GRAMMARS, _TEXTS, _LONG)
+
+
+def _lane_for(size: int) -> _Kind:
+    """Of a job of so many bytes."""
+    if size <= _SHORT:
+        return _QUICK
+    return _TEXTS if size <= _LONG_FROM else _LONG
 
 
 @dataclass(slots=True, eq=False)
@@ -139,8 +150,7 @@ class Preparation:
 
     async def _done(self, job: Job, kind: type[R], client: str, name: str) -> R:
         frame = pack(job)
-        lane = _QUICK if len(frame) <= _SHORT else _LONG
-        return await self._done_by(lane, frame, kind, client, name)
+        return await self._done_by(_lane_for(len(frame)), frame, kind, client, name)
 
     async def _done_by(self, lane: _Kind, frame: bytes, kind: type[R], client: str, name: str) -> R:
         job = _Waiting(frame)

@@ -37,10 +37,10 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
 class Generate(msgspec.Struct, frozen=True, tag=True):
     """Start one sequence, or go on with one. `id` is the tape's id.
 
-    Lower `priority` goes first. Only sequences with the same `salt` share cached prefixes.
-    `output_ids` are what an engine that died had brought forth: the next token is the one after.
-    With `pause_after_one` it is paused as soon as it has its next token. Sequences of one `client`
-    share what the scheduler gives to each client.
+    Of the sequences of one `client`, lower `priority` goes first; they share what the scheduler
+    gives to each client. Only sequences with the same `salt` share cached prefixes. `output_ids`
+    are the tokens that an engine has generated before it died: the next token is the one after.
+    With `pause_after_one` it is paused as soon as it has its next token.
     """
 
     id: str

@@ -15,9 +15,9 @@ class Request:
     `token_ids` is prompt then output. Positions [0, num_computed) have their K/V in the cache,
     at the slots that `block_table` names. Of them the first `num_cached` were found there; while
     these are all, the table may be replaced, afterwards it only grows, until it is emptied.
-    Lower `priority` comes first; only sequences with the same `salt` share blocks. Seats and blocks
-    are shared out between each `client` that wants some. `number` counts arrivals. Times are
-    monotonic seconds.
+    Seats and blocks are shared out between each `client` that wants some; of its sequences, lower
+    `priority` comes first. Only sequences with the same `salt` share blocks. `number` counts
+    arrivals. Times are monotonic seconds.
     """
 
     id: str

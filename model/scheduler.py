@@ -74,12 +74,12 @@ class _Budget:
 class Scheduler:
     """Continuous batching over a fixed pool of KV blocks.
 
-    Within a priority clients take turns. When seats or blocks are taken, a client that has more
-    than its share gives up the youngest of its sequences, which keeps its blocks while there is
-    room. When blocks run out, sequences that do not run give theirs up first, then of the worst
-    priority the youngest running one of the client that holds most goes back to waiting and is
-    recomputed later; its tokens do not change. Full blocks can be found by later sequences that
-    begin with the same tokens, unless `prefix_cache` is off.
+    Clients take turns; priority counts among the sequences of one. When seats or blocks are taken,
+    a client that has more than its share gives up its worst sequence (the youngest of the highest
+    number of priority), which keeps its blocks while there is room. When blocks run out, sequences
+    that do not run give theirs up first, then the worst running one of the client that holds most
+    goes back to waiting and is recomputed later; its tokens do not change. Full blocks can be found
+    by later sequences that begin with the same tokens, unless `prefix_cache` is off.
     """
 
     def __init__(
@@ -235,8 +235,25 @@ class Scheduler:
         limit = self._max_step_tokens - len(decodes)
         if pace is None:
             return limit
-        joining = min(len(self.waiting), self._max_num_seqs - len(self.running))
-        return pace.prefill_tokens(len(decodes), len(prefilling) + joining, limit)
+        return pace.prefill_tokens(len(decodes), self._num_prompts(decodes, prefilling), limit)
+
+    def _num_prompts(self, decodes: Iterable[Chunk], prefilling: Collection[Request]) -> int:
+        """How many prompts the decodes have to make room for.
+
+        As that client of the decodes sees it which has the fewest: all prompts of its own, and one
+        of each other client. A client's crowd of prompts slows down no stream of another client.
+        """
+        free = self._max_num_seqs - len(self.running)
+        total = len(prefilling) + min(len(self.waiting), free)
+        own = Counter(one.client for one in prefilling)
+        joining = self.waiting.clients if free else frozenset[str]()
+        num_clients = len(own) + sum(client not in own for client in joining)
+
+        def seen_by(client: str) -> int:
+            its = own[client] + min(self.waiting.number_of(client), free)
+            return num_clients - bool(its) + its
+
+        return min([total, *map(seen_by, {one.request.client for one in decodes})])
 
     def _decode(self, requests: Iterable[Request]) -> list[Chunk]:
         chunks: list[Chunk] = []
@@ -325,17 +342,14 @@ class Scheduler:
         return leaving
 
     def _surplus(self, request: Request) -> Iterator[Request]:
-        """What other clients have beyond its client's share: of the one with most, the youngest.
-
-        Nobody gives way to what is less urgent.
-        """
+        """What other clients have beyond its client's share: of the one with most, the worst."""
         fair = self._seats[request.client] + 2
         seats = {client: n for client, n in self._seats.items() if n >= fair}
         if not seats:
             return
         lines: dict[str, list[Request]] = {client: [] for client in seats}
         for one in sorted(self.running.values(), key=_age):
-            if one.client in lines and one.priority >= request.priority:
+            if one.client in lines:
                 lines[one.client].append(one)
         while lines:
             client = max(lines, key=seats.__getitem__)
@@ -442,12 +456,12 @@ class Scheduler:
         return True
 
     def _worst(self) -> Request:
-        """Of the worst priority the youngest of the client whose running sequences hold most."""
+        """Of the client whose running sequences hold most: the youngest of the worst priority."""
         blocks: Counter[str] = Counter()
         for one in self.running.values():
             blocks[one.client] += len(one.block_table)
         return max(
-            self.running.values(), key=lambda one: (one.priority, blocks[one.client], one.number)
+            self.running.values(), key=lambda one: (blocks[one.client], one.client, _age(one))
         )
 
     def _missing(self, request: Request) -> int:

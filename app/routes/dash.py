@@ -1,5 +1,6 @@
 """GET /v1/dash: what the operations page shows, as a stream of its own."""
 
+from functools import partial
 from ipaddress import ip_address
 from typing import Annotated
 
@@ -30,8 +31,10 @@ async def watch(
     ] = None,
 ) -> Response:
     """The last ten minutes, then once a second how the server does, and the caller's tapes."""
+    turn = partial(services.turns.take, caller.client)
     return Stream(
-        services.dash.watch(_owner(caller), samples), send_timeout=services.settings.send_timeout
+        services.dash.watch(_owner(caller), turn, samples),
+        send_timeout=services.settings.send_timeout,
     )
 
 

@@ -90,7 +90,7 @@ class SamplingFields(Wire):
         0, description="No end before this many new tokens."
     )
     priority: Annotated[int, Range(-1000, 1000)] = Field(
-        0, description="Lower goes first where requests wait for each other."
+        0, description="Lower goes first where requests of one client wait for each other."
     )
     cache_salt: CacheSalt | None = Field(
         None, description="Share cached beginnings of prompts only with requests that have it too."

@@ -34,10 +34,11 @@ class Terms:
 class Plan:
     """What a tape is to hold: `n` choices for each prompt, in order.
 
-    Lower `priority` goes first. Only tapes with the same `salt` share cached prefixes. `owner` is
-    the API key that may read it, as app/security.py names it. `origin` is what the surface that
-    began the tape needs to tell of it later, in JSON's types. `created` is in seconds since 1970.
-    `client` is whose share of the server it counts towards: `owner`, or else an address.
+    `client` is whose share of the server it counts towards: `owner`, or else an address. Of its
+    tapes, lower `priority` goes first. Only tapes with the same `salt` share cached prefixes.
+    `owner` is the API key that may read it, as app/security.py names it. `origin` is what the
+    surface that began the tape needs to tell of it later, in JSON's types. `created` is in seconds
+    since 1970.
     """
 
     prompts: list[list[int]]

@@ -197,8 +197,12 @@ class House:
 
     async def newest(self, owner: str = "") -> Any:
         """What one who comes now is shown."""
-        events = [event async for event in told(self.dash.watch(owner, 1))]
+        events = [event async for event in told(self.dash.watch(owner, at_once, 1))]
         return dict(events)["sample"]
+
+
+async def at_once() -> None:
+    """A turn that nobody else wants."""
 
 
 @pytest.fixture
@@ -328,7 +332,7 @@ async def test_rows_are_bounded_and_the_rest_is_counted(house: House) -> None:
 async def test_who_comes_later_is_told_of_the_last_ten_minutes(house: House) -> None:
     for _ in range(KEPT + 5):
         house.second()
-    events = [event async for event in told(house.dash.watch("", 1))]
+    events = [event async for event in told(house.dash.watch("", at_once, 1))]
     assert [name for name, _ in events] == ["history", "sample", "end"]
     (_, history), (_, sample), (_, end) = events
     times = [one["at"] for one in history["samples"]]
@@ -340,7 +344,7 @@ async def test_who_comes_later_is_told_of_the_last_ten_minutes(house: House) -> 
 
 async def test_who_is_slow_gets_what_was_missed_at_once(house: House) -> None:
     house.second()
-    quick, slow = house.dash.watch(""), house.dash.watch("")
+    quick, slow = house.dash.watch("", at_once), house.dash.watch("", at_once)
     await anext(slow)
     seen = [*events_of(await anext(quick))]
     for number in range(5):
@@ -356,7 +360,7 @@ async def test_who_is_slow_gets_what_was_missed_at_once(house: House) -> None:
 
 async def test_the_stream_ends_with_the_server(house: House) -> None:
     house.second()
-    watching = house.dash.watch("")
+    watching = house.dash.watch("", at_once)
     await anext(watching)
     next_one = asyncio.ensure_future(anext(watching))
     await asyncio.sleep(0)
@@ -376,10 +380,10 @@ async def test_one_who_takes_nothing_is_cut_off_and_holds_up_nobody(house: House
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         came.put_nowait(None)
-        await Stream(house.dash.watch(""), send_timeout=0.5)(scope, receive, send)
+        await Stream(house.dash.watch("", at_once), send_timeout=0.5)(scope, receive, send)
         left.set()
 
-    other = house.dash.watch("")
+    other = house.dash.watch("", at_once)
     await anext(other)
     async with serving(app) as port, asyncio.timeout(patience(20)):
         stuck = never_reading(port, REQUEST)
@@ -403,7 +407,7 @@ async def test_a_sample_that_fails_is_not_the_last(
         while "no sample" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         house.link.gauges = Gauges(running=3)
-        _, (_, sample), _ = [event async for event in told(house.dash.watch("", 1))]
+        _, (_, sample), _ = [event async for event in told(house.dash.watch("", at_once, 1))]
     assert sample["sample"]["running"] == 3
     await house.dash.stop()
 

@@ -255,3 +255,26 @@ def test_500_slow_headers_are_closed_and_hold_up_nobody(
     assert median(times) < 2 * max(before), (times, before)
     promised("closed", max(lived), HEADER_TIMEOUT + 1)
     promised(f"/health, slowest of {len(times)}", max(times), 0.1)
+
+
+# ---- chunks
+
+
+def in_chunks(number: int, size: int) -> bytes:
+    chunk = b"%x\r\n%s\r\n" % (size, b"x" * size)
+    head = b"POST /body HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * number + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(("number", "size"), [(8192, 1), (9000, 200)])
+async def test_small_chunks_are_taken_in_bounds(number: int, size: int) -> None:
+    async with serving(Script()) as port:
+        assert (await exchange(port, in_chunks(number, size))).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(("number", "size"), [(9000, 1), (500_000, 1), (60_000, 8)])
+async def test_countless_small_chunks_are_refused(number: int, size: int) -> None:
+    """Each costs a microsecond of the loop, however little it holds."""
+    async with serving(Script()) as port:
+        raw = await exchange(port, in_chunks(number, size))
+    assert refusal(raw) == (400, "chunks_too_small")

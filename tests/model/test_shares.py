@@ -171,13 +171,12 @@ def test_clients_take_turns_and_within_a_client_the_order_of_arrival_counts() ->
 def test_the_queue_is_shown_in_the_order_in_which_it_is_served(
     arrivals: list[tuple[str, int]], running: list[str]
 ) -> None:
-    """Within a priority: what runs of one counts for the turns of the next."""
+    """What runs of a client counts for its turns; priority counts among its own sequences."""
     drive = Drive()
     for number, client in enumerate(running):
         drive.add(f"runs {number}", 3, 99, client=client)
     drive.step()
-    priority = arrivals[0][1]
-    for number, (client, _) in enumerate(arrivals):
+    for number, (client, priority) in enumerate(arrivals):
         drive.add(str(number), 3, 99, priority, client=client)
     shown = [one.id for one in drive.scheduler.waiting]
     assert Counter(shown) == Counter(map(str, range(len(arrivals))))
@@ -185,24 +184,46 @@ def test_the_queue_is_shown_in_the_order_in_which_it_is_served(
     assert list(drive.scheduler.running)[len(running) :] == shown
 
 
-def test_priority_counts_more_than_whose_turn_it_is() -> None:
+def test_priority_does_not_count_more_than_whose_turn_it_is() -> None:
+    """Whoever sends the most urgent requests has no more turns for that."""
     drive = Drive(seats=2)
     drive.add("runs", 3, 99, client="a")
     drive.step()
-    drive.add("late", 3, 99, priority=1, client="b")
-    drive.add("urgent", 3, 99, priority=0, client="a")
+    drive.add("urgent", 3, 99, priority=-1000, client="a")
+    drive.add("late", 3, 99, priority=1000, client="b")
     drive.step()
-    assert list(drive.scheduler.running) == ["runs", "urgent"]
+    assert list(drive.scheduler.running) == ["runs", "late"]
 
 
-def test_what_is_more_urgent_does_not_give_way() -> None:
+@pytest.mark.parametrize("crowd", ["other", "same"])
+def test_a_crowd_of_prompts_slows_down_the_streams_of_its_own_client_only(crowd: str) -> None:
+    drive = Drive(blocks=40_000, seats=64, budget=512, paced=True)
+    drive.add("stream", 3, FOR_EVER, client="same")
+    for _ in range(20):
+        drive.step()
+    add_many(drive, crowd, 60, prompt=1000)
+    prefill = max(sum(chunk.count for chunk in drive.step()) for _ in range(100))
+    assert (prefill > 100) == (crowd == "same")
+
+
+def test_urgent_sequences_beyond_a_share_give_way_to_those_of_others() -> None:
     drive = Drive(seats=2)
     for number in range(2):
-        drive.add(f"urgent {number}", 3, 4, priority=0, client="a")
+        drive.add(f"urgent {number}", 3, 99, priority=-1000, client="a")
     drive.step()
-    drive.add("other", 3, 1, priority=1, client="b")
-    drive.finish()
-    assert drive.done == ["urgent 0", "urgent 1", "other"]
+    drive.add("other", 3, 99, priority=1000, client="b")
+    drive.step()
+    assert list(drive.scheduler.running) == ["urgent 0", "other"]
+
+
+def test_the_worst_of_the_client_that_holds_most_is_preempted() -> None:
+    """Not the one of the worst priority of all: its client holds less."""
+    drive = Drive(blocks=6)
+    for id, priority, client in [("a", -1000, "x"), ("b", -999, "x"), ("c", 1000, "y")]:
+        drive.add(id, 7, 6, priority, client=client)
+    for _ in range(3):
+        drive.step()
+    assert [one.id for one in drive.scheduler.waiting] == ["b"]
 
 
 @settings(max_examples=100, deadline=None)
