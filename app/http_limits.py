@@ -11,7 +11,7 @@ For a frame of a stream nothing is done here.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from typing import Any
 
@@ -33,8 +33,8 @@ from app.sse import UNSENT
 
 logger = logging.getLogger("tickertape.requests")
 
-# How long a refused client may go on sending before the connection is closed. Closed at once, the
-# kernel would answer with a reset what it sends, and that may overtake the refusal.
+# How long a client may go on sending behind the last answer before the connection is closed. Closed
+# at once, the kernel would answer with a reset what it sends, and that may overtake the answer.
 _LINGER_SECONDS = 2.0
 
 # Bytes of a body that must come in a second, once --body-timeout has passed. A slow phone sends ten
@@ -72,6 +72,7 @@ class LimitedHttp(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.timeout_keep_alive = self._settings.keep_alive_timeout  # type: ignore[assignment]
+        self._lingers = False
         self._running: RequestResponseCycle | None = None  # self.cycle is the last that came in
         self._awaited = _Awaited.HEAD
         self._head_size = 0
@@ -125,9 +126,20 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._closing and not self._answering:
+        if self._closing and not self._answering and not self._lingers:
             self.transport.close()
         self._settle()
+
+    def close_after_answer(self) -> None:
+        """What a cycle does with its transport at the end of a connection's last answer.
+
+        RFC 9112, 9.6: where the client still sends its body, the answer would be lost.
+        """
+        if self._awaited is _Awaited.BODY and self._running is self.cycle:
+            self._take_no_more()
+            self._linger()
+        else:
+            self.transport.close()
 
     def _settle(self) -> None:
         """Note what the connection is used for, and watch the client that has to send something."""
@@ -238,6 +250,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._running = cycle
         extensions = cycle.scope.setdefault("extensions", {})
         extensions[UNSENT] = {"bytes": self.transport.get_write_buffer_size}
+        cycle.transport = _Outgoing(self.transport, self.close_after_answer)  # type: ignore[assignment]
         if cycle.scope["http_version"] == "1.0":
             app = _unchunked(cycle, app)
         super()._start_asgi_task(cycle, app)
@@ -287,9 +300,14 @@ class LimitedHttp(HttpToolsProtocol):
         if self._running and self._running.response_started and not self._running.response_complete:
             self.transport.close()
             return
-        self.flow.resume_reading()
         if not self._is_answered:
             self._tell(fault)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Send no more, and let the client go on for a while: all that comes is dropped."""
+        self._lingers = True
+        self.flow.resume_reading()
         self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
@@ -325,6 +343,15 @@ class LimitedHttp(HttpToolsProtocol):
     def _answering(self) -> bool:
         cycle = self._running
         return bool(cycle and not cycle.response_complete and not cycle.disconnected)
+
+
+class _Outgoing:
+    """What a cycle has in place of its connection's transport: it closes in another way."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
 
 
 def http_with(settings: Settings) -> type[LimitedHttp]:

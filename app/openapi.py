@@ -35,9 +35,6 @@ _REQUEST_ID = {
 _NOT_OURS = ("HTTPValidationError", "ValidationError")
 
 
-URL = "/openapi.json"
-
-
 def install(app: FastAPI) -> None:
     """Have `app` serve the document of its services.
 
@@ -53,7 +50,9 @@ def install(app: FastAPI) -> None:
     def written() -> bytes:
         return orjson.dumps(described())
 
-    @app.get(URL, include_in_schema=False)
+    app.openapi_url = "/openapi.json"  # where app/routes/page.py finds it
+
+    @app.get(app.openapi_url, include_in_schema=False)
     async def document() -> Response:
         return Response(written(), media_type="application/json")
 

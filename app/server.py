@@ -6,6 +6,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -163,6 +164,8 @@ async def serve(settings: Settings, link: EngineLink) -> None:
     allow_all_descriptors()
     # What start-up made stays: a full collection would walk it all, 60 ms in which no token moves.
     gc.freeze()
+    # Within so many seconds a thread that reads a large body lets the loop go on.
+    sys.setswitchinterval(0.001)
     server = Server(config)
     await asyncio.sleep(0)  # a Ctrl-C that has come by now ends it here, not in uvicorn's start-up
     await server.serve()

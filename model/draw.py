@@ -29,7 +29,8 @@ from model.sampling import SamplingParams
 
 _BLOCK: Final = 64  # neighbouring tokens whose maximum, or sum, is taken at once
 _FEW: Final = 64  # rows with a top_k up to this go together; top_p is first looked for here
-_NUCLEUS: Final = 256  # and then here, before everything is sorted
+_NUCLEUS: Final = (256, 4096)  # and then among so many, before everything is sorted
+_MANY: Final = 4  # to find the best of more than one in so many takes as long as to sort all
 _CHUNK: Final = 2  # rows of 49,152 logits that, with their copies, fit in a core's own cache
 # exp(-80) = 2e-35: nothing that noise of 53 bits could lift to the top. Where float32 underflows,
 # below exp(-87), exp takes a hundred times as long.
@@ -140,8 +141,9 @@ def _from_nucleus(rows: Tensor, cuts: Cuts, width: int) -> Tensor:
     reached = weights.sum(dim=-1, keepdim=True) >= cuts.top_p * total
     short = (~reached[:, 0]).nonzero()[:, 0].tolist()
     if short and width < rows.shape[1]:
-        wider = width * 4 if width < _NUCLEUS else rows.shape[1]
-        drawn[short] = _from_nucleus(rows[short], cuts.at(short), min(wider, rows.shape[1]))
+        vocabulary = rows.shape[1]
+        wider = next((size for size in _NUCLEUS if width < size < vocabulary), vocabulary)
+        drawn[short] = _from_nucleus(rows[short], cuts.at(short), wider)
     return drawn
 
 
@@ -211,7 +213,9 @@ def best(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     blocks = _blocks(rows, -torch.inf)
     if k > blocks.shape[1] // 2:
-        ids = _decode(_descending(_keys(rows, _arange(rows.shape[1], rows)))[:, :k])
+        keys = _keys(rows, _arange(rows.shape[1], rows))
+        many = k > rows.shape[1] // _MANY
+        ids = _decode(_descending(keys)[:, :k] if many else keys.topk(k).values)
         return ids, rows.gather(1, ids)
     maxima = blocks.amax(dim=-1)
     chosen = _decode(_keys(maxima, _arange(blocks.shape[1], rows)).topk(k).values).unsqueeze(-1)

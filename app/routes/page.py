@@ -15,8 +15,6 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from app import openapi
-
 STATIC = Path(__file__).resolve().parents[2] / "static"
 
 _POLICY = (
@@ -54,7 +52,7 @@ async def dash() -> Response:
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     response = get_swagger_ui_html(
-        openapi_url=openapi.URL,
+        openapi_url=str(request.app.openapi_url),
         title=f"{request.app.title} API",
         swagger_js_url="/static/vendor/swagger-ui/swagger-ui-bundle.js",
         swagger_css_url="/static/vendor/swagger-ui/swagger-ui.css",

@@ -25,6 +25,8 @@ Own = Literal["token_id", "token_key", "length", "name", "tools"]
 
 Object = dict[str, Any]
 
+_TOO_LARGE: Final = 2**64  # for an id; to make integers of a hundred digits takes long
+
 
 def _stop_at_first_fault(schema: Any) -> None:
     """Every list within `schema`, a core schema of pydantic, is left at its first wrong item."""
@@ -88,7 +90,7 @@ def integers(values: list[Any]) -> list[int] | None:
     kinds = set(map(type, values))
     if kinds <= {int}:
         return values
-    if not kinds <= {int, float}:
+    if not kinds <= {int, float} or max(map(abs, values)) >= _TOO_LARGE:
         return None
     numbers = list(map(int, values))
     return numbers if numbers == values else None

@@ -1,9 +1,17 @@
 """POST /v1/chat/completions."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    model_validator,
+)
 
 from app import strict_json
 from app.schemas import openai_history
@@ -85,13 +93,16 @@ class CalledFunction(Nullable):
 
     name: Label
     arguments: str = ""
+    _read: Any = PrivateAttr(None)
 
     def read(self) -> Any:
         """An object where they are one; what is not strict JSON, such as half a call, as a text."""
-        try:
-            return strict_json.loads(self.arguments.encode() or b"{}")
-        except ValueError:
-            return self.arguments
+        if self._read is None:
+            try:
+                self._read = strict_json.loads(self.arguments.encode() or b"{}")
+            except ValueError:
+                self._read = self.arguments
+        return self._read
 
 
 class ToolCall(Nullable):
@@ -157,17 +168,18 @@ class ChatMessage(Nullable):
 
 def _readable(messages: list[ChatMessage]) -> list[ChatMessage]:
     """The arguments of calls are JSON texts, and count together as one body does."""
-    calls = [call for message in messages for call in message.tool_calls]
-    check_arguments(call.function.arguments for call in calls)
+    read_arguments([call.function for message in messages for call in message.tool_calls])
     return messages
 
 
-def check_arguments(texts: Iterable[str]) -> None:
+def read_arguments(functions: Collection[CalledFunction]) -> None:
     """Raises ValueError for more JSON than a body may have."""
     try:
-        strict_json.check_together(texts)
+        strict_json.check_together(function.arguments for function in functions)
     except ValueError as error:
         raise ValueError(f"the arguments of all calls together: {error}") from None
+    for function in functions:
+        function.read()
 
 
 Messages = Annotated[

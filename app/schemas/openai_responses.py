@@ -1,6 +1,7 @@
 """POST /v1/responses."""
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -20,7 +21,7 @@ from app.schemas.openai import (
     grammar_of,
     shown_role,
 )
-from app.schemas.openai_chat import CalledFunction, RefusalPart, ToolCall, check_arguments
+from app.schemas.openai_chat import CalledFunction, RefusalPart, ToolCall, read_arguments
 from model import sampling
 from model.messages import Conversation
 
@@ -83,9 +84,12 @@ class FunctionCallItem(Nullable):
     name: Label
     arguments: str = ""
 
+    @cached_property
+    def function(self) -> CalledFunction:
+        return CalledFunction(name=self.name, arguments=self.arguments)
+
     def call(self) -> Object:
-        function = CalledFunction(name=self.name, arguments=self.arguments)
-        return ToolCall(id=self.call_id, function=function).turn()
+        return ToolCall.model_construct(id=self.call_id, function=self.function).turn()
 
 
 class FunctionOutputItem(Nullable):
@@ -146,8 +150,7 @@ InputItem = Annotated[
 
 def _readable(items: list[Any]) -> list[Any]:
     """The arguments of calls are JSON texts, and count together as one body does."""
-    calls = [item for item in items if isinstance(item, FunctionCallItem)]
-    check_arguments(call.arguments for call in calls)
+    read_arguments([item.function for item in items if isinstance(item, FunctionCallItem)])
     return items
 
 

@@ -257,6 +257,21 @@ def test_500_slow_headers_are_closed_and_hold_up_nobody(
     promised(f"/health, slowest of {len(times)}", max(times), 0.1)
 
 
+async def test_the_last_answer_is_not_lost_to_who_still_sends_a_body() -> None:
+    """The application does not read it, and closes: a reset would overtake the answer."""
+    size = MIB
+    head = b"GET /early HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    for coding in (b"Content-Length: %d" % size, b"Transfer-Encoding: chunked"):
+        async with serving(Script()) as port, connection(port) as (reader, writer):
+            writer.write(head + coding + b"\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            chunk = b"%x\r\n" % size if b"chunked" in coding else b""
+            writer.write(chunk + b"x" * size)  # more than the sockets' buffers hold
+            async with asyncio.timeout(patience(20)):
+                await writer.drain()
+                assert b"end of /early" in await reader.read()
+
+
 # ---- chunks
 
 

@@ -283,12 +283,13 @@ def test_all_but_the_syntax_of_calls_is_told(text: str, cuts: list[int]) -> None
         if kind is Called:
             continue
         written = "".join(piece.text for piece in run if not isinstance(piece, Called))
-        begun = text.find(written, at)
-        if begun < 0:  # arguments that were written in another way
+        before = r":\s*" if kind is Arguments else ""  # a brace may stand in the call's head, too
+        found = re.compile(f"{before}({re.escape(written)})").search(text, at)
+        if not found:  # arguments that were written in another way
             assert kind is Arguments
             continue
-        assert re.match(r"[\s}\]]*($|</?tool_call>)", text[at:begun])
-        at = begun + len(written)
+        assert re.match(r"[\s}\]]*($|</?tool_call>)", text[at : found.start(1)])
+        at = found.end(1)
     assert re.match(r"[\s}\]]*($|</?tool_call>|<$|</)", text[at:])
 
 
