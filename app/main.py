@@ -18,7 +18,6 @@ from app.engine_link import EngineLink, configuration
 from app.fair_share import Shares
 from app.frame_cache import FrameCache
 from app.hosts import HostCheck, own_names
-from app.large_bodies import LargeBodies
 from app.limits import Limits, parse_rates
 from app.logs import TapeLog
 from app.metrics import Metrics
@@ -103,8 +102,6 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
         dashboard.start()
         preparation = Preparation(path)
         await preparation.start()
-        large_bodies = LargeBodies()
-        large_bodies.start()
         admission = Admission(
             tokenizer=tokenizer,
             preparation=preparation,
@@ -126,7 +123,6 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
             api_keys=api_keys,
             limits=limits,
             bodies=Shares(max(_BODIES, 4 * settings.max_body_size)),
-            large_bodies=large_bodies,
             metrics=metrics,
             dash=dashboard,
             turns=Turns(),
@@ -141,7 +137,6 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
             await store.flush()
             await dashboard.stop()
             await preparation.stop()
-            await large_bodies.stop()
             if not engine:
                 await link.stop()
             await store.stop()

@@ -13,7 +13,6 @@ from app.dash import Dash
 from app.engine_link import EngineLink
 from app.fair_share import Shares
 from app.frame_cache import FrameCache
-from app.large_bodies import LargeBodies
 from app.limits import Limits
 from app.metrics import Metrics
 from app.security import ApiKeys
@@ -33,7 +32,6 @@ class Services:
     api_keys: ApiKeys
     limits: Limits
     bodies: Shares  # bytes of request bodies that are read or worked on
-    large_bodies: LargeBodies
     metrics: Metrics
     dash: Dash
     turns: Turns

@@ -6,7 +6,7 @@ bits, and what would take it long: deep or countless values.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from itertools import chain
 from typing import Any
 
@@ -31,13 +31,28 @@ _ALL_MARKS_COMMAS = bytes.maketrans(b"[]{}:", b"," * 5)
 
 def loads(data: bytes) -> Any:
     """Raises ValueError, which says what is wrong and where or what to do about it."""
+    steps = loads_in_steps(data)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def loads_in_steps(data: bytes) -> Generator[None, None, Any]:
+    """As `loads`, with a pause after each step: of 2 MiB none takes more than 10 ms."""
     written = _outside_strings(data)
     if len(written) > _DEEPEST:  # so few bytes hold nothing that is too much
+        yield
         _check_counts(written)
+        yield
         _check_depth(written)
+        yield
     value = orjson.loads(data)
+    yield
     if _num_long(written):
         _check_integers(written)
+        yield
     if (colons := written.count(b":")) > 1 and not _has_keys(value, colons):
         raise _key_twice(data)
     return value

@@ -6,6 +6,7 @@ goes out per step of the batch. When the other end closes, the process is gone a
 
 import contextlib
 import ctypes
+import gc
 import os
 import queue
 import signal
@@ -250,6 +251,8 @@ def main(fd: int) -> None:
         threading.Thread(target=compile_and_switch, args=(link, model, ready), daemon=True).start()
     del model  # and with it the mapped file, whose pages count as this process's memory
     _give_back_memory()
+    gc.collect()
+    gc.freeze()  # what is loaded stays: a collection need not look at it between two steps
     serve(engine, link)
 
 

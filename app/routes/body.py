@@ -3,8 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from fastapi import Request
@@ -50,16 +49,25 @@ class _StrictRequest(Request):
         self._held = 0
 
     async def json(self) -> Any:
-        """What the body says. Of a large one it is checked, too: FastAPI takes it as it is."""
+        """What the body says. A large one is read in turns, and checked: FastAPI takes it as it is.
+
+        Where FastAPI refuses a body, a cycle of references keeps it until the next collection.
+        """
         data = await self.body()
         if len(data) <= _LARGE:
             return _read(data)
-        client = caller_of(self).client
-        return await services_of(self).large_bodies.read(client, partial(self._checked, data))
+        steps = _read_in_steps(data)
+        turns, client = services_of(self).turns, caller_of(self).client
+        while True:
+            await turns.take(client)
+            try:
+                next(steps)
+            except StopIteration as end:
+                await turns.take(client)
+                return self._checked(end.value)
 
-    def _checked(self, data: bytes) -> Any:
-        """Raises APIError."""
-        value = _read(data)
+    def _checked(self, value: Any) -> Any:
+        """As the route's type. Raises APIError."""
         if self.field is None:
             return value
         checked, faults = self.field.validate(value, loc=("body",))
@@ -73,8 +81,20 @@ def _read(data: bytes) -> Any:
     try:
         return strict_json.loads(data.removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
-        fault = _other_encoding(data) or f"the body is not valid JSON: {error}"
-        raise APIError(400, fault, code="malformed_json") from None
+        raise _malformed(data, error) from None
+
+
+def _read_in_steps(data: bytes) -> Generator[None, None, Any]:
+    """As `_read`."""
+    try:
+        return (yield from strict_json.loads_in_steps(data.removeprefix(codecs.BOM_UTF8)))
+    except ValueError as error:
+        raise _malformed(data, error) from None
+
+
+def _malformed(data: bytes, error: ValueError) -> APIError:
+    fault = _other_encoding(data) or f"the body is not valid JSON: {error}"
+    return APIError(400, fault, code="malformed_json")
 
 
 def _other_encoding(data: bytes) -> str | None:

@@ -59,8 +59,6 @@ class Nullable(Wire):
 
     @classmethod
     def given(cls, value: Object) -> Object:
-        if None not in value.values() and cls.left_out.isdisjoint(value):
-            return value
         return {k: v for k, v in value.items() if v is not None and k not in cls.left_out}
 
     @classmethod

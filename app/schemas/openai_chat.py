@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 from collections.abc import Collection
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -8,7 +9,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    PrivateAttr,
     Tag,
     model_validator,
 )
@@ -93,16 +93,14 @@ class CalledFunction(Nullable):
 
     name: Label
     arguments: str = ""
-    _read: Any = PrivateAttr(None)
 
-    def read(self) -> Any:
-        """An object where they are one; what is not strict JSON, such as half a call, as a text."""
-        if self._read is None:
-            try:
-                self._read = strict_json.loads(self.arguments.encode() or b"{}")
-            except ValueError:
-                self._read = self.arguments
-        return self._read
+    @cached_property
+    def value(self) -> Any:
+        """Of the arguments: what is not strict JSON, such as half a call, as a text."""
+        try:
+            return strict_json.loads(self.arguments.encode() or b"{}")
+        except ValueError:
+            return self.arguments
 
 
 class ToolCall(Nullable):
@@ -113,7 +111,7 @@ class ToolCall(Nullable):
     function: CalledFunction
 
     def turn(self) -> Object:
-        function = {"name": self.function.name, "arguments": self.function.read()}
+        function = {"name": self.function.name, "arguments": self.function.value}
         return {"id": self.id, "type": "function", "function": function}
 
 
@@ -173,13 +171,13 @@ def _readable(messages: list[ChatMessage]) -> list[ChatMessage]:
 
 
 def read_arguments(functions: Collection[CalledFunction]) -> None:
-    """Raises ValueError for more JSON than a body may have."""
+    """Once: later they are known. Raises ValueError for more JSON than a body may have."""
     try:
         strict_json.check_together(function.arguments for function in functions)
     except ValueError as error:
         raise ValueError(f"the arguments of all calls together: {error}") from None
     for function in functions:
-        function.read()
+        function.value  # noqa: B018
 
 
 Messages = Annotated[

@@ -33,8 +33,11 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Violation:
+    """`timed`: something took too long."""
+
     attempt: str
     what: str
+    timed: bool = False
 
     def __str__(self) -> str:
         return f"{self.attempt}: {self.what}"
@@ -128,10 +131,10 @@ class Judge:
         self._note(attempt, health, ratio)
         found = []
         if health > self.bounds.health:
-            found.append(Violation(attempt.name, f"/health took {health:.0f} ms"))
+            found.append(Violation(attempt.name, f"/health took {health:.0f} ms", timed=True))
         if ratio > self.bounds.gap:
             what = f"the stream stood still, {ratio:.1f} times as long as beside its twin"
-            found.append(Violation(attempt.name, what))
+            found.append(Violation(attempt.name, what, timed=True))
         return found
 
     def _watched(self, request: Request) -> Window:

@@ -49,7 +49,6 @@ FLOORS = [
         "app.standard_streams",
         "app.strict_json",
         "app.frame_cache",
-        "app.large_bodies",
         "app.turns",
     ],
     ["model"],
