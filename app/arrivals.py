@@ -15,7 +15,10 @@ from app.services import caller_of
 
 
 class Arrivals:
-    """ASGI middleware. It wraps neither `receive` nor `send`: a stream's frames cost nothing."""
+    """ASGI middleware. It wraps neither `receive` nor `send`: a stream's frames cost nothing.
+
+    A request's `state.client` says whose share of the server it counts towards.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -24,7 +27,8 @@ class Arrivals:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._turn(_client(scope, receive))
+            scope["state"]["client"] = client = _client(scope, receive)
+            await self._turn(client)
         await self._app(scope, receive, send)
 
     async def _turn(self, client: str) -> None:

@@ -8,13 +8,13 @@ from functools import cache
 from typing import Any
 
 import orjson
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from app.routes.answers import refusals
 from app.schemas.fields import OWN
 from app.schemas.frames import DEFINITIONS
-from app.services import Services
+from app.services import Services, services_of
 
 Object = dict[str, Any]
 
@@ -53,7 +53,8 @@ def install(app: FastAPI) -> None:
     app.openapi_url = "/openapi.json"  # where app/routes/page.py finds it
 
     @app.get(app.openapi_url, include_in_schema=False)
-    async def document() -> Response:
+    async def document(request: Request) -> Response:
+        await services_of(request).turns.take(request.state.client)  # it has 150 kB
         return Response(written(), media_type="application/json")
 
     app.openapi = described  # type: ignore[method-assign]

@@ -278,15 +278,16 @@ class Scheduler:
     def _tokens_each(
         self, prefilling: Iterable[Request], tokens: int, aside: Collection[str]
     ) -> int:
-        """What one client may have of so many tokens.
+        """What one client may have of so many tokens, of which others that wait want some, too.
 
         A prompt that waits counts whole: how much of it will be found is not known yet.
         """
         wanted: dict[str, int] = {}
         for request in prefilling:
             wanted[request.client] = wanted.get(request.client, 0) + request.num_pending
-        if self._may_join and (first := self.waiting.first).client not in aside:
-            wanted.setdefault(first.client, first.num_pending)
+        for request in self._next_to_join(tokens):
+            if request.client not in aside:
+                wanted.setdefault(request.client, request.num_pending)
         if len(wanted) < 2:
             return tokens
         return min(max(_LEAST_SHARE, min(wanted.values())), _equal_share(wanted.values(), tokens))
@@ -294,21 +295,29 @@ class Scheduler:
     def _admit(self, budget: _Budget, aside: Collection[str]) -> list[Chunk]:
         """Let the first of the queue run, while seats, blocks and budget last.
 
-        Who was preempted in this step may have a chunk already, made before it lost its blocks.
+        Of those whose clients have some left: a client whose running prompts take all of its share
+        holds up nobody. Who was preempted in this step may have a chunk already, made before it
+        lost its blocks.
         """
         chunks = []
-        while self._may_join:
-            request = self.waiting.first
-            allowed = budget.of(request.client)
-            if not allowed or request.client in aside or request.id in self._preempted:
-                break
-            if not self._make_way(request):
+        while request := self._first_with(budget, aside):
+            if request.id in self._preempted or not self._make_way(request):
                 break
             self._seat(request)
-            if chunk := self._chunk(request, allowed):
+            if chunk := self._chunk(request, budget.of(request.client)):
                 chunks.append(chunk)
                 budget.spend(chunk)
         return chunks
+
+    def _first_with(self, budget: _Budget, aside: Collection[str]) -> Request | None:
+        """The first that may join now, of a client that has budget left and does not wait aside."""
+        coming = self._next_to_join(budget.left) if budget.left else []
+        able = (one for one in coming if one.client not in aside and budget.of(one.client))
+        return next(able, None)
+
+    def _next_to_join(self, tokens: int) -> list[Request]:
+        """The next of each client, for as many as may get some of so many tokens."""
+        return self.waiting.first_of_each(tokens // _LEAST_SHARE + 2) if self._may_join else []
 
     @property
     def _may_join(self) -> bool:

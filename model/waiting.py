@@ -3,7 +3,7 @@
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heapreplace
+from heapq import heapify, heappop, heapreplace, nsmallest
 from itertools import count
 
 from model.request import Request
@@ -71,6 +71,10 @@ class WaitingQueue:
     @property
     def first(self) -> Request:
         return self._lines[min(self._lines, key=self._turn)].requests[0]
+
+    def first_of_each(self, most: int) -> list[Request]:
+        """The next sequence of each client, for the first `most` clients, in turn."""
+        return [self._lines[one].requests[0] for one in nsmallest(most, self._lines, self._turn)]
 
     @property
     def last(self) -> Request:
