@@ -56,15 +56,19 @@ class _StrictRequest(Request):
         data = await self.body()
         if len(data) <= _LARGE:
             return _read(data)
-        steps = _read_in_steps(data)
+        return self._checked(await self._in_turns(_read_in_steps(data)))
+
+    async def _in_turns(self, steps: Generator[None, None, Any]) -> Any:
         turns, client = services_of(self).turns, caller_of(self).client
         while True:
             await turns.take(client)
             try:
                 next(steps)
             except StopIteration as end:
-                await turns.take(client)
-                return self._checked(end.value)
+                value = end.value
+                break
+        await turns.take(client)
+        return value
 
     def _checked(self, value: Any) -> Any:
         """As the route's type. Raises APIError."""
@@ -72,7 +76,7 @@ class _StrictRequest(Request):
             return value
         checked, faults = self.field.validate(value, loc=("body",))
         if faults:
-            raise from_validation(faults[0])
+            raise _first_of(faults)
         return checked
 
 
@@ -95,6 +99,13 @@ def _read_in_steps(data: bytes) -> Generator[None, None, Any]:
 def _malformed(data: bytes, error: ValueError) -> APIError:
     fault = _other_encoding(data) or f"the body is not valid JSON: {error}"
     return APIError(400, fault, code="malformed_json")
+
+
+def _first_of(faults: list[Any]) -> APIError:
+    """The others are dropped: they hold what a validator raised, and that the frames with them."""
+    first = from_validation(faults[0])
+    faults.clear()
+    return first
 
 
 def _other_encoding(data: bytes) -> str | None:

@@ -1,6 +1,7 @@
 """Bad input meets a clear answer: status, shape, the field's name and range, quickly."""
 
 import json
+import re
 from functools import partial
 from statistics import median
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from tests.server import RunningServer
 from tests.speed import in_turn
 
+JSON = {"Content-Type": "application/json"}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ""}, "prompt", "at least 1 character"),
     ({}, "prompt", "required"),
@@ -134,6 +136,27 @@ async def test_bodies_that_are_no_request(
     response = await http.post("/generate", content=body, headers={"Content-Type": content_type})
     assert response.status_code == status, response.text
     assert error_of(response)["message"]
+
+
+async def test_a_large_body_is_answered_as_a_small_one(http: httpx.AsyncClient) -> None:
+    """It is read in another way: with blanks before it, in turns and in steps."""
+    bodies = [json.dumps(body).encode() for body, _, _ in REFUSED]
+    bodies += [b"{", b'{"prompt": "x", "prompt": "y"}', b"[]", b'"prompt"', b'{"prompt": "\xff"}']
+    bodies += [b'{"prompt": "Once", "max_length": 1, "temperature": 0}']
+    for path in ("/generate", "/v1/completions", "/v1/chat/completions", "/tokenize"):
+        for body in bodies:
+            small, large = [
+                await http.post(path, content=blanks + body, headers=JSON)
+                for blanks in (b"", b" " * 50_000)
+            ]
+            assert large.status_code == small.status_code, (path, body)
+            if small.status_code != 200:
+                assert without_places(large.text) == without_places(small.text)
+
+
+def without_places(text: str) -> str:
+    """Of what is wrong with a JSON text, and no numbers: they count from its beginning."""
+    return re.sub(r"\d+", "", text)
 
 
 async def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(
