@@ -54,7 +54,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for server in self.servers:
             for listening in server.sockets:
-                _bound_connections(listening, self._services.settings.send_timeout)
+                bound_connections(listening, self._services.settings.send_timeout)
         _spare_the_loop_collections()
 
     async def main_loop(self) -> None:
@@ -136,7 +136,7 @@ def _spare_the_loop_collections() -> None:
     gc.set_threshold(*_COLLECTIONS)
 
 
-def _bound_connections(listening: socket.socket, seconds: float) -> None:
+def bound_connections(listening: socket.socket, seconds: float) -> None:
     """Every connection accepted here inherits it: little is kept for a reader, and one that takes
     or acknowledges nothing for so long is closed by the kernel (RFC 5482), wherever it has gone."""
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)

@@ -26,6 +26,7 @@ from starlette.types import Message, Receive, Scope, Send
 from app.frame_cache import Frame, FrameCache, Place
 from app.metrics import Metrics
 from app.normal_requests import asks_for_head
+from app.sending import EXTENSION, Sending
 from app.tapes.position import Position
 from app.tapes.registry import Registry
 from app.tapes.tape import End, Entry, Gap, Progress, Tape, pages
@@ -36,10 +37,7 @@ logger = logging.getLogger("tickertape.sse")
 # Nothing on the way may keep a stream, nor merge its frames or compress them (RFC 9111, 5.2.2).
 _CACHE_CONTROL: Final = {"Cache-Control": "no-store, no-transform"}
 
-# An extension of ASGI: its "bytes" is a function that says how many of an answer wait to be sent.
-UNSENT: Final = "tickertape.unsent"
-
-_LOOKS: Final = 4  # at a send that waits, in the time in which it has to move
+_LOOKS: Final = 4  # at what waits, in the time in which some of it has to be taken
 
 
 class Dialect(Protocol):
@@ -77,20 +75,22 @@ class Dialect(Protocol):
 class SendWatch:
     """Raises TimeoutError out of its block when a reader takes nothing for `limit` seconds.
 
-    `unsent` says how many bytes wait for the reader's socket. Where it is not known, each send has
-    the `limit` for itself.
+    Where the `sending` is not known, each send has the `limit` for itself.
     """
 
-    def __init__(self, limit: float, unsent: Callable[[], int] | None = None) -> None:
+    def __init__(self, limit: float, sending: Sending | None = None) -> None:
         self._limit = limit
-        self._unsent = unsent or (lambda: 0)
-        self._left = 0  # bytes that waited when it was last looked at
+        self._sending = sending
+        self._taken = 0  # bytes, when it was last looked at
         self._loop = asyncio.get_running_loop()
-        self._since: float | None = None  # when the send under way began, or was last seen to move
+        self._moved = self._loop.time()  # when something was last seen to be taken, or none waited
+        self._since: float | None = None  # when the send under way began
         self._cut = asyncio.timeout(None)
 
     async def __aenter__(self) -> Self:
         await self._cut.__aenter__()
+        if self._sending:
+            self._sending.close_when_stuck(0)
         self._look()
         return self
 
@@ -101,6 +101,8 @@ class SendWatch:
         traceback: TracebackType | None,
     ) -> None:
         self._timer.cancel()
+        if self._sending and exc_type:  # what still waits may go
+            self._sending.close_when_stuck(self._limit)
         await self._cut.__aexit__(exc_type, exc, traceback)
 
     async def send(self, send: Send, message: Message) -> None:
@@ -115,16 +117,21 @@ class SendWatch:
             self._since = None
 
     def _look(self) -> None:
-        """Cut off when the send under way has not moved for too long; else look again soon."""
-        now, left = self._loop.time(), self._unsent()
-        if self._since is not None and left < self._left:
-            self._since = now
-        self._left = left
-        if self._since is not None and self._since + self._limit <= now:
+        """Cut off when what waits has not moved for too long; else look again soon."""
+        now = self._loop.time()
+        taken = self._sending.taken() if self._sending else 0
+        if not self._waits or taken != self._taken:
+            self._moved = now
+        self._taken = taken
+        if now >= (due := max(self._moved, self._since or 0.0) + self._limit):
             self._cut.reschedule(now)
             return
-        due = (now if self._since is None else self._since) + self._limit
         self._timer = self._loop.call_at(min(due, now + self._limit / _LOOKS), self._look)
+
+    @property
+    def _waits(self) -> bool:
+        """Whether there is something for the reader to take."""
+        return self._since is not None or bool(self._sending and self._sending.unsent())
 
 
 class Stream(EventSourceResponse):
@@ -155,9 +162,9 @@ class Stream(EventSourceResponse):
         if asks_for_head(scope):
             await Response(None, self.status_code, self.headers)(scope, receive, send)
             return
-        unsent = scope.get("extensions", {}).get(UNSENT, {}).get("bytes")
+        sending = scope.get("extensions", {}).get(EXTENSION, {}).get("sending")
         try:
-            async with SendWatch(self._send_timeout, unsent) as watch:
+            async with SendWatch(self._send_timeout, sending) as watch:
                 await super().__call__(scope, receive, partial(watch.send, send))
         except TimeoutError:
             self._was_cut()

@@ -18,6 +18,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.tapes.plan import Plan
 from app.tapes.tape import Choice, End, Entry, Tape
@@ -193,7 +194,9 @@ class RedisLog:
             url,
             socket_timeout=_TIMEOUT,
             socket_connect_timeout=_TIMEOUT,
-            retry=Retry(NoBackoff(), 0),
+            # One of the pool may have died while it was idle: that is no trouble yet. Whatever is
+            # asked here may be asked twice.
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
         self._put = self._redis.register_script(_PUT)
         self._append = self._redis.register_script(_APPEND)

@@ -49,6 +49,7 @@ FLOORS = [
         "app.standard_streams",
         "app.strict_json",
         "app.frame_cache",
+        "app.sending",
         "app.turns",
     ],
     ["model"],

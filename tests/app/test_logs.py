@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from app import logs
 from app.main import create_app
 from app.requests import request_id_of
+from app.security import ApiKeys
 from app.settings import Settings
 from tests.answers import typing
 from tests.app.plain_http import exchange
@@ -189,6 +191,7 @@ async def test_an_error_of_ours_names_the_request(
 ) -> None:
     """No route may fail so; one that does answers from outside of all middleware."""
     app = create_app(Settings(model=str(tiny_model), allowed_hosts="*"))
+    app.state.services = SimpleNamespace(api_keys=ApiKeys())  # no more of them is needed
 
     @app.get("/fails")
     async def fails() -> None:

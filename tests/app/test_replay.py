@@ -352,6 +352,20 @@ class SlowReader:
 
 
 @pytest.mark.alone
+async def test_a_reader_with_a_tiny_window_is_not_cut_by_the_kernel() -> None:
+    """To its TCP_USER_TIMEOUT such a reader takes nothing, for as long as anything waits."""
+    tape, readers = tape_of(["x" * 150_000], logprobs=False), Readers()
+    timeout = 1.0
+    app = reading(tape, readers, send_timeout=timeout, ping_interval=15)
+    async with serving(app, kernel_timeout=timeout) as port:
+        began, raw = time.monotonic(), b""
+        async for piece in SlowReader(port, rate=30_000).pieces():
+            raw += piece
+        assert time.monotonic() - began > 3 * timeout
+    assert events(unchunked(raw.partition(b"\r\n\r\n")[2]))[-1].event == "done"
+
+
+@pytest.mark.alone
 async def test_a_slow_reader_that_goes_on_taking_is_not_cut() -> None:
     """What it is sent at once takes it several times --send-timeout."""
     tape, readers = tape_of(["x" * 900_000], logprobs=False), Readers()

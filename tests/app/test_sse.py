@@ -16,6 +16,7 @@ from app.dialects import native
 from app.frame_cache import FrameCache
 from app.http_limits import http_with
 from app.metrics import Metrics
+from app.server import bound_connections
 from app.settings import Settings
 from app.sse import SendWatch, TapeResponse
 from app.tapes.registry import Registry
@@ -68,11 +69,11 @@ def reading(
 
 
 @asynccontextmanager
-async def serving(app: ASGIApp) -> AsyncIterator[int]:
-    """uvicorn on a port of its own, in this loop."""
+async def serving(app: ASGIApp, kernel_timeout: float = 15.0) -> AsyncIterator[int]:
+    """uvicorn on a port of its own, in this loop; its sockets are as those of the server."""
     http = http_with(Settings())
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        bound_connections(listening, kernel_timeout)
         config = uvicorn.Config(app, http=http, lifespan="off", ws="none", log_config=None)
         server = uvicorn.Server(config)
         task = asyncio.create_task(server.serve([listening]))

@@ -1,0 +1,63 @@
+"""What the kernel knows of an answer that is on its way: how much waits, and how much was taken.
+
+By itself the kernel closes a connection that takes or acknowledges nothing for --send-timeout
+(RFC 5482). But to Linux a reader with a small window, which takes a few hundred bytes now and then,
+takes nothing: its probes count on until the window holds a whole segment. So app/sse.py watches
+streams in its place.
+"""
+
+import asyncio
+import fcntl
+import socket
+import sys
+import termios
+from typing import Final, Protocol
+
+# An extension of ASGI: its "sending" is a Sending.
+EXTENSION: Final = "tickertape.sending"
+
+_BYTES_ACKED: Final = slice(120, 128)  # tcpi_bytes_acked in Linux's struct tcp_info
+
+
+class Sending(Protocol):
+    def unsent(self) -> int:
+        """Bytes that were written and not acknowledged."""
+
+    def taken(self) -> int:
+        """Bytes that were acknowledged, since the connection began."""
+
+    def close_when_stuck(self, seconds: float) -> None:
+        """Have the kernel do so; 0 is never."""
+
+
+class Connection:
+    """Of a transport of asyncio. Where the kernel does not tell, nothing waits in it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._socket: socket.socket = transport.get_extra_info("socket")
+
+    def unsent(self) -> int:
+        waiting = bytearray(4)
+        try:
+            fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, waiting)
+        except OSError:  # closed meanwhile
+            return 0
+        return self._transport.get_write_buffer_size() + int.from_bytes(waiting, sys.byteorder)
+
+    def taken(self) -> int:
+        if not sys.platform.startswith("linux"):
+            return 0
+        try:
+            told = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+        except OSError:
+            return 0
+        return int.from_bytes(told[_BYTES_ACKED], sys.byteorder)
+
+    def close_when_stuck(self, seconds: float) -> None:
+        if sys.platform.startswith("linux"):
+            milliseconds = int(seconds * 1000)
+            try:
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+            except OSError:
+                return
