@@ -8,12 +8,15 @@ Where the grammar leaves one way only, `{"name": "` for example, the tokens are 
 tokenizer makes of that text. They are known at once, and neither parser nor logits are asked.
 """
 
+import contextlib
+import os
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from threading import Lock
+from threading import Lock, get_native_id
 from typing import Final
 
 import numpy as np
@@ -45,6 +48,7 @@ _SLICES: Final = [
     f"{_CHARACTER}+",
 ]
 
+_NICE: Final = 5  # of the thread that compiles grammars
 _FEW: Final = 4  # masks up to this many are made in turn: to wake threads takes as long
 _MOST_THREADS: Final = 8
 
@@ -182,7 +186,7 @@ class Guides:
     """
 
     def __init__(self, tokenizer: Tokenizer, config: ModelConfig) -> None:
-        self._thread = ThreadPoolExecutor(1, "guides")
+        self._thread = ThreadPoolExecutor(1, "guides", _step_back)
         self._vocabulary = self._thread.submit(_prepare, tokenizer, config)
         self._jobs = _Jobs()
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # least recently used first
@@ -231,6 +235,14 @@ class Guides:
         while len(self._compiled) > _KEPT or sum(map(len, self._compiled)) > _KEPT_BYTES:
             self._compiled.popitem(last=False)
         return matcher
+
+
+def _step_back() -> None:
+    """Let the threads that compute steps go before this one, where threads have a nice of their own
+    (Linux). While it works it holds no lock that they want."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICE)
 
 
 def _prepare(tokenizer: Tokenizer, config: ModelConfig) -> LLTokenizer:

@@ -332,13 +332,13 @@ async def test_a_long_answer_at_once_makes_no_gap_in_the_loop(name: str) -> None
 
 
 class SlowReader:
-    """Takes `rate` bytes a second from a small window."""
+    """Takes `rate` bytes a second from a small window; `segment` is how much comes in one piece."""
 
-    def __init__(self, port: int, rate: float) -> None:
+    def __init__(self, port: int, rate: float, segment: int = 536) -> None:
         self.rate = rate
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
         self._socket.connect(("127.0.0.1", port))
         self._socket.setblocking(False)
         self._socket.sendall(REQUEST)
@@ -355,11 +355,11 @@ class SlowReader:
 async def test_a_reader_with_a_tiny_window_is_not_cut_by_the_kernel() -> None:
     """To its TCP_USER_TIMEOUT such a reader takes nothing, for as long as anything waits."""
     tape, readers = tape_of(["x" * 150_000], logprobs=False), Readers()
-    timeout = 1.0
+    timeout = 2.0
     app = reading(tape, readers, send_timeout=timeout, ping_interval=15)
     async with serving(app, kernel_timeout=timeout) as port:
         began, raw = time.monotonic(), b""
-        async for piece in SlowReader(port, rate=30_000).pieces():
+        async for piece in SlowReader(port, rate=10_000, segment=32_000).pieces():
             raw += piece
         assert time.monotonic() - began > 3 * timeout
     assert events(unchunked(raw.partition(b"\r\n\r\n")[2]))[-1].event == "done"
