@@ -116,6 +116,16 @@ return id
 """
 
 
+# ARGV: tape. All at one moment. A transaction would do, but a full Redis takes none, not even one
+# that only reads.
+_LOAD = """
+local meta = redis.call('HGETALL', 'tickertape:tape:' .. ARGV[1])
+if #meta == 0 then return false end
+local log = redis.call('XRANGE', 'tickertape:log:' .. ARGV[1], '-', '+')
+return {meta, log, redis.call('HGETALL', 'tickertape:readers:' .. ARGV[1])}
+"""
+
+
 class State(msgspec.Struct, array_like=True, frozen=True):
     """Of a tape, what its entries do not say. Times in milliseconds. It changes a few times."""
 
@@ -202,6 +212,7 @@ class RedisLog:
         self._append = self._redis.register_script(_APPEND)
         self._tell = self._redis.register_script(_TELL)
         self._inherit = self._redis.register_script(_INHERIT)
+        self._load = self._redis.register_script(_LOAD)
         self._told_up_to = "0-0"
 
     async def close(self) -> None:
@@ -235,16 +246,13 @@ class RedisLog:
 
     async def load(self, tape_id: str) -> Stored | None:
         """All that is kept of a tape."""
-        async with self._redis.pipeline() as pipe:
-            pipe.hgetall(_tape(tape_id))
-            pipe.xrange(_log(tape_id))
-            pipe.hgetall(f"tickertape:readers:{tape_id}")
-            meta, log, readers = await pipe.execute()
-        if not meta:
+        reply = await self._load(args=[tape_id])
+        if not reply:
             return None
+        meta, readers = _pairs(reply[0]), _pairs(reply[2])
         plan = _plan_decoder.decode(meta[b"plan"])
         state = _state_decoder.decode(meta[b"state"]) if b"state" in meta else None
-        numbered = [(_number(element_id), _item(fields[b"e"])) for element_id, fields in log]
+        numbered = [(_number(element_id), _item(fields[1])) for element_id, fields in reply[1]]
         first, items = _without_gap(numbered)
         return Stored(
             plan,
@@ -330,8 +338,9 @@ def state_of(tape: Tape) -> State:
     return State(tape.queue_ms, tape.ttft_ms, choices)
 
 
-def _tape(tape_id: str) -> str:
-    return f"tickertape:tape:{tape_id}"
+def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """A hash as Redis sends it."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _log(tape_id: str) -> str:

@@ -99,6 +99,7 @@ async def disturbed(
     """Every tape has a reader at both replicas."""
     here = [await begun(pair.http[0], body(n)) for n in range(TAPES)]
     there = [Reading(tape=reading.tape) for reading in here]
+    unread = await begun(pair.http[0], body(0))
     tasks = [
         asyncio.create_task(pair.read(reading, number))
         for number, readings in enumerate((here, there))
@@ -113,6 +114,8 @@ async def disturbed(
         if why:
             for reading in (*here, *there):
                 assert reading.last <= stored(store, reading), "shown, and not stored"
+            # Who comes now to another replica is shown what is stored, and waits for the rest.
+            tasks.append(asyncio.create_task(pair.read(unread, 1)))
         await asyncio.sleep(seconds)
     await asyncio.gather(*tasks)
     assert [reading.token_ids for reading in here] == calm
