@@ -55,12 +55,12 @@ class Arrivals:
     def _next_of(self, client: str) -> "asyncio.Future[None] | None":
         """The first that still waits: the server may have cancelled some."""
         turns = self._waiting[client]
-        turn = None
-        while turns and (turn is None or turn.done()):
-            turn = turns.popleft()
+        while turns and turns[0].done():
+            turns.popleft()
+        turn = turns.popleft() if turns else None
         if not turns:
             del self._waiting[client]
-        return turn if turn and not turn.done() else None
+        return turn
 
 
 def _client(scope: Scope, receive: Receive) -> str:

@@ -28,7 +28,7 @@ from uvicorn.server import ServerState
 from app.connections import Connections, Use
 from app.errors import APIError, body_too_large, try_later
 from app.requests import new_request_id
-from app.sending import EXTENSION, Connection
+from app.sending import EXTENSION, Sending
 from app.settings import Settings
 
 logger = logging.getLogger("tickertape.requests")
@@ -249,7 +249,7 @@ class LimitedHttp(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
         extensions = cycle.scope.setdefault("extensions", {})
-        extensions[EXTENSION] = {"sending": Connection(self.transport)}
+        extensions[EXTENSION] = {"sending": Sending(self.transport)}
         cycle.transport = _Outgoing(self.transport, self.close_after_answer)  # type: ignore[assignment]
         if cycle.scope["http_version"] == "1.0":
             app = _unchunked(cycle, app)

@@ -7,57 +7,49 @@ streams in its place.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import socket
 import sys
 import termios
-from typing import Final, Protocol
+from typing import Final
 
 # An extension of ASGI: its "sending" is a Sending.
 EXTENSION: Final = "tickertape.sending"
 
+_ON_LINUX: Final = sys.platform.startswith("linux")
 _BYTES_ACKED: Final = slice(120, 128)  # tcpi_bytes_acked in Linux's struct tcp_info
 
 
-class Sending(Protocol):
-    def unsent(self) -> int:
-        """Bytes that were written and not acknowledged."""
-
-    def taken(self) -> int:
-        """Bytes that were acknowledged, since the connection began."""
-
-    def close_when_stuck(self, seconds: float) -> None:
-        """Have the kernel do so; 0 is never."""
-
-
-class Connection:
-    """Of a transport of asyncio. Where the kernel does not tell, nothing waits in it."""
+class Sending:
+    """Of a connection with a transport of asyncio."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._socket: socket.socket = transport.get_extra_info("socket")
 
     def unsent(self) -> int:
+        """Bytes written and not acknowledged; of those that the kernel has, on Linux only."""
         waiting = bytearray(4)
-        try:
-            fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, waiting)
-        except OSError:  # closed meanwhile
-            return 0
+        if _ON_LINUX:
+            with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+                fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, waiting)
         return self._transport.get_write_buffer_size() + int.from_bytes(waiting, sys.byteorder)
 
     def taken(self) -> int:
-        if not sys.platform.startswith("linux"):
-            return 0
-        try:
-            told = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
-        except OSError:
-            return 0
+        """Bytes that were acknowledged, since the connection began; 0 where it is not known."""
+        told = b""
+        if _ON_LINUX:
+            with contextlib.suppress(OSError):
+                told = self._socket.getsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop
+                )
         return int.from_bytes(told[_BYTES_ACKED], sys.byteorder)
 
     def close_when_stuck(self, seconds: float) -> None:
-        if sys.platform.startswith("linux"):
-            milliseconds = int(seconds * 1000)
-            try:
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-            except OSError:
-                return
+        """Have the kernel do so; 0 is never."""
+        if _ON_LINUX:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000)
+                )

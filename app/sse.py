@@ -81,7 +81,7 @@ class SendWatch:
     def __init__(self, limit: float, sending: Sending | None = None) -> None:
         self._limit = limit
         self._sending = sending
-        self._taken = 0  # bytes, when it was last looked at
+        self._taken, self._left = 0, 0  # bytes, when it was last looked at
         self._loop = asyncio.get_running_loop()
         self._moved = self._loop.time()  # when something was last seen to be taken, or none waited
         self._since: float | None = None  # when the send under way began
@@ -119,19 +119,15 @@ class SendWatch:
     def _look(self) -> None:
         """Cut off when what waits has not moved for too long; else look again soon."""
         now = self._loop.time()
-        taken = self._sending.taken() if self._sending else 0
-        if not self._waits or taken != self._taken:
+        taken, left = (self._sending.taken(), self._sending.unsent()) if self._sending else (0, 0)
+        waits = left > 0 or self._since is not None
+        if not waits or taken != self._taken or left < self._left:
             self._moved = now
-        self._taken = taken
+        self._taken, self._left = taken, left
         if now >= (due := max(self._moved, self._since or 0.0) + self._limit):
             self._cut.reschedule(now)
             return
         self._timer = self._loop.call_at(min(due, now + self._limit / _LOOKS), self._look)
-
-    @property
-    def _waits(self) -> bool:
-        """Whether there is something for the reader to take."""
-        return self._since is not None or bool(self._sending and self._sending.unsent())
 
 
 class Stream(EventSourceResponse):

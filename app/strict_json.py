@@ -8,10 +8,12 @@ bits, and what would take it long: deep or countless values.
 import json
 from collections.abc import Generator, Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
+
+T = TypeVar("T")
 
 _DEEPEST = 64
 _MOST_VALUES = 200_000  # numbers above all: the token ids of a long prompt
@@ -31,12 +33,17 @@ _ALL_MARKS_COMMAS = bytes.maketrans(b"[]{}:", b"," * 5)
 
 def loads(data: bytes) -> Any:
     """Raises ValueError, which says what is wrong and where or what to do about it."""
-    steps = loads_in_steps(data)
+    return at_once(loads_in_steps(data))
+
+
+def at_once(steps: Generator[None, None, T]) -> T:
+    """What they return, without a pause."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            return end.value
+            value: T = end.value
+            return value
 
 
 def loads_in_steps(data: bytes) -> Generator[None, None, Any]:

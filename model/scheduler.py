@@ -278,15 +278,16 @@ class Scheduler:
     def _tokens_each(
         self, prefilling: Iterable[Request], tokens: int, aside: Collection[str]
     ) -> int:
-        """What one client may have of so many tokens, of which others that wait want some, too.
+        """What one client may have of so many tokens, of which others that can join want some, too.
 
         A prompt that waits counts whole: how much of it will be found is not known yet.
         """
         wanted: dict[str, int] = {}
         for request in prefilling:
             wanted[request.client] = wanted.get(request.client, 0) + request.num_pending
-        for request in self._next_to_join(tokens):
-            if request.client not in aside:
+        sharers = tokens // _LEAST_SHARE + 2  # more of them would get nothing
+        for request in self.waiting.first_of_each(sharers) if self._may_join else ():
+            if request.client not in aside and self._leaving(request) is not None:
                 wanted.setdefault(request.client, request.num_pending)
         if len(wanted) < 2:
             return tokens
@@ -311,13 +312,9 @@ class Scheduler:
 
     def _first_with(self, budget: _Budget, aside: Collection[str]) -> Request | None:
         """The first that may join now, of a client that has budget left and does not wait aside."""
-        coming = self._next_to_join(budget.left) if budget.left else []
-        able = (one for one in coming if one.client not in aside and budget.of(one.client))
-        return next(able, None)
-
-    def _next_to_join(self, tokens: int) -> list[Request]:
-        """The next of each client, for as many as may get some of so many tokens."""
-        return self.waiting.first_of_each(tokens // _LEAST_SHARE + 2) if self._may_join else []
+        if not budget.left or not self._may_join:
+            return None
+        return self.waiting.first_where(lambda one: one not in aside and budget.of(one) > 0)
 
     @property
     def _may_join(self) -> bool:

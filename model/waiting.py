@@ -1,7 +1,7 @@
 """Sequences that wait, the next one first: clients take turns, and priority counts within one."""
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace, nsmallest
 from itertools import count
@@ -71,6 +71,12 @@ class WaitingQueue:
     @property
     def first(self) -> Request:
         return self._lines[min(self._lines, key=self._turn)].requests[0]
+
+    def first_where(self, may: Callable[[str], bool]) -> Request | None:
+        """The first of those whose clients may have a turn."""
+        able = (client for client in self._lines if may(client))
+        client = min(able, key=self._turn, default=None)
+        return None if client is None else self._lines[client].requests[0]
 
     def first_of_each(self, most: int) -> list[Request]:
         """The next sequence of each client, for the first `most` clients, in turn."""

@@ -54,9 +54,10 @@ class _StrictRequest(Request):
         Where FastAPI refuses a body, a cycle of references keeps it until the next collection.
         """
         data = await self.body()
+        steps = _read(data)
         if len(data) <= _LARGE:
-            return _read(data)
-        return self._checked(await self._in_turns(_read_in_steps(data)))
+            return strict_json.at_once(steps)
+        return self._checked(await self._in_turns(steps))
 
     async def _in_turns(self, steps: Generator[None, None, Any]) -> Any:
         turns, client = services_of(self).turns, caller_of(self).client
@@ -80,25 +81,13 @@ class _StrictRequest(Request):
         return checked
 
 
-def _read(data: bytes) -> Any:
-    """Raises APIError for what is not strict JSON."""
-    try:
-        return strict_json.loads(data.removeprefix(codecs.BOM_UTF8))
-    except ValueError as error:
-        raise _malformed(data, error) from None
-
-
-def _read_in_steps(data: bytes) -> Generator[None, None, Any]:
-    """As `_read`."""
+def _read(data: bytes) -> Generator[None, None, Any]:
+    """In steps. Raises APIError for what is not strict JSON."""
     try:
         return (yield from strict_json.loads_in_steps(data.removeprefix(codecs.BOM_UTF8)))
     except ValueError as error:
-        raise _malformed(data, error) from None
-
-
-def _malformed(data: bytes, error: ValueError) -> APIError:
-    fault = _other_encoding(data) or f"the body is not valid JSON: {error}"
-    return APIError(400, fault, code="malformed_json")
+        fault = _other_encoding(data) or f"the body is not valid JSON: {error}"
+        raise APIError(400, fault, code="malformed_json") from None
 
 
 def _first_of(faults: list[Any]) -> APIError:

@@ -204,8 +204,8 @@ class RedisLog:
             url,
             socket_timeout=_TIMEOUT,
             socket_connect_timeout=_TIMEOUT,
-            # One of the pool may have died while it was idle: that is no trouble yet. Whatever is
-            # asked here may be asked twice.
+            # A connection of the pool may have died while it was idle: that is no trouble yet. All
+            # who ask here ask again after an error in any case.
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
         self._put = self._redis.register_script(_PUT)

@@ -131,17 +131,7 @@ def send_bodies(
     print(f"under harmless load: gaps p99 {judge.before:.1f} ms", flush=True)
     before = comparison.memory_at_rest()
     wanted = [one for one in every if options.only in one.name]
-    found: list[Violation] = []
-    slow: list[Attempt] = []
-    for number, one in enumerate(wanted, 1):
-        violations = judge.judge(one)
-        print_violations(violations)
-        found += [violation for violation in violations if not violation.timed]
-        if any(violation.timed for violation in violations):
-            slow.append(one)
-        if number % EVERY == 0:
-            print(f"{number} of {len(wanted)}, {len(found) + len(slow)} violations", flush=True)
-    found += once_more(judge, slow)
+    found = judge_all(judge, wanted)
     after = comparison.memory_at_rest()
     print_bodies(judge)
     print(f"memory {before >> 20} MB before, {after >> 20} MB after\n", flush=True)
@@ -149,12 +139,22 @@ def send_bodies(
     return found + kept
 
 
-def once_more(judge: Judge, slow: list[Attempt]) -> list[Violation]:
-    """The machine may have been slow for a while: what took too long must do so at the end, too."""
+def judge_all(judge: Judge, attempts: list[Attempt]) -> list[Violation]:
+    """What took too long must do so once more at the end: a machine may be slow for a while."""
+    found: list[Violation] = []
+    slow: list[Attempt] = []
+    for number, one in enumerate(attempts, 1):
+        violations = judge.judge(one)
+        print_violations(violations)
+        found += [violation for violation in violations if not violation.timed]
+        if any(violation.timed for violation in violations):
+            slow.append(one)
+        if number % EVERY == 0:
+            print(f"{number} of {len(attempts)}, {len(found) + len(slow)} violations", flush=True)
     print(f"once more {len(slow)} that took too long", flush=True)
-    found = [violation for one in slow for violation in judge.judge(one)]
-    print_violations(found)
-    return found
+    again = [violation for one in slow for violation in judge.judge(one)]
+    print_violations(again)
+    return found + again
 
 
 def print_violations(violations: list[Violation]) -> None:

@@ -118,6 +118,7 @@ async def disturbed(
             tasks.append(asyncio.create_task(pair.read(unread, 1)))
         await asyncio.sleep(seconds)
     await asyncio.gather(*tasks)
+    assert unread.token_ids == calm[0] or not why
     assert [reading.token_ids for reading in here] == calm
     assert [reading.token_ids for reading in there] == calm
     for http in pair.http:
