@@ -69,7 +69,7 @@ class EngineSettings(BaseSettings):
     )
     max_num_seqs: int = Field(64, ge=1, le=1024, description="Sequences decoded together.")
     max_step_tokens: int = Field(
-        512, ge=1, le=65536, description="Tokens computed in one step; longer prompts go in chunks."
+        256, ge=1, le=65536, description="Tokens computed in one step; longer prompts go in chunks."
     )
     max_model_len: int | None = Field(
         None,

@@ -19,7 +19,7 @@ MIN_TOKENS: Final = 12
 # How far one step moves the estimate of what a token costs: an outlier moves it no further.
 GAIN: Final = 1.05
 # For so many of their steps decodes may wait while the first prompt of another client is computed.
-FIRST_PROMPT_STEPS: Final = 2
+FIRST_PROMPT_STEPS: Final = 3
 # A step with fewer prompt tokens alone may take most of its time for something else.
 _WHOLE: Final = 64
 _PATIENCE = 64  # steps with prefill, until one without is wanted to measure again
@@ -78,10 +78,10 @@ class Pace:
 
         At most `limit`; 0 until the price of both was seen.
         """
-        load = self._load(num_waiting)
-        if not load.decode_seconds or math.isinf(self._alone_seconds):
+        step_seconds = self._step_seconds_of_as_many_or_fewer(num_waiting)
+        if not step_seconds or math.isinf(self._alone_seconds):
             return 0
-        tokens = int(FIRST_PROMPT_STEPS * load.step_seconds / self._alone_seconds)
+        tokens = int(FIRST_PROMPT_STEPS * step_seconds / self._alone_seconds)
         return min(max(MIN_TOKENS, tokens), limit)
 
     def observe(self, num_decoding: int, num_tokens: int, seconds: float) -> None:
@@ -110,9 +110,19 @@ class Pace:
         load.token_seconds *= change
         self._token_seconds = load.token_seconds
 
+    def _step_seconds_of_as_many_or_fewer(self, num_decoding: int) -> float:
+        """What a decode-only step takes, or one of the next smaller load seen; 0 if none was."""
+        seen = [key for key, load in self._loads.items() if load.decode_seconds]
+        key = max((one for one in seen if one <= _load_key(num_decoding)), default=None)
+        return 0 if key is None else self._loads[key].step_seconds
+
     def _load(self, num_decoding: int) -> _Load:
-        """Numbers that differ by less than a twelfth are one load."""
-        key = round(8 * math.log2(num_decoding))
+        key = _load_key(num_decoding)
         if key not in self._loads:
             self._loads[key] = _Load(self._token_seconds)
         return self._loads[key]
+
+
+def _load_key(num_decoding: int) -> int:
+    """Numbers that differ by less than a twelfth are one load."""
+    return round(8 * math.log2(num_decoding))

@@ -164,14 +164,24 @@ def test_short_prompts_do_not_make_long_ones_cheap() -> None:
     assert pace.prefill_tokens(8, 1, 512) in (0, MIN_TOKENS)
 
 
-def test_a_first_prompt_may_take_as_long_as_two_steps_of_the_decodes_that_wait_for_it() -> None:
+def test_a_first_prompt_may_take_as_long_as_three_steps_of_the_decodes_that_wait_for_it() -> None:
     pace = Pace()
     assert pace.first_prompt_tokens(64, 512) == 0, "nothing was measured"
     pace.observe(0, 100, 0.1)
     assert pace.first_prompt_tokens(64, 512) == 0
     pace.observe(64, 0, 0.08)
-    assert pace.first_prompt_tokens(64, 512) == 160
+    assert pace.first_prompt_tokens(64, 512) == 240
     assert pace.first_prompt_tokens(64, 50) == 50
+
+
+def test_a_first_prompt_beside_more_decodes_than_ever_may_take_as_long_as_beside_fewer() -> None:
+    """While a flood arrives, every step has more decodes than the last: none was measured."""
+    pace = Pace()
+    pace.observe(0, 100, 0.1)
+    pace.observe(32, 0, 0.04)
+    pace.observe(48, 100, 0.2)
+    assert pace.first_prompt_tokens(64, 512) == 120
+    assert pace.first_prompt_tokens(8, 512) == 0
 
 
 def test_a_few_prompt_tokens_do_not_make_many_look_dear() -> None:
@@ -180,6 +190,6 @@ def test_a_few_prompt_tokens_do_not_make_many_look_dear() -> None:
     pace.observe(64, 0, 0.08)
     pace.observe(0, 100, 0.1)
     pace.observe(0, 3, 0.05)
-    assert pace.first_prompt_tokens(64, 512) == 160
+    assert pace.first_prompt_tokens(64, 512) == 240
     pace.observe(0, 100, 0.2)
-    assert pace.first_prompt_tokens(64, 512) == 80, "a machine that has become slower does"
+    assert pace.first_prompt_tokens(64, 512) == 120, "a machine that has become slower does"

@@ -392,7 +392,7 @@ def test_long_prompts_of_two_clients_are_computed_side_by_side() -> None:
 
 @pytest.mark.parametrize("prompt", [10, 100, 1000])
 def test_the_first_prompt_of_a_client_takes_at_most_twice_as_long_as_alone(prompt: int) -> None:
-    """Decodes of the other client wait for every second step at most, for two of theirs."""
+    """Decodes of the other client wait for every second step at most, for three of theirs."""
     drive = Drive(blocks=2000, seats=20, budget=512, paced=True)
     add_many(drive, "flood", 40, prompt=10, tokens=FOR_EVER)
     while len(drive.scheduler.running) < 20:
@@ -408,7 +408,7 @@ def test_the_first_prompt_of_a_client_takes_at_most_twice_as_long_as_alone(promp
         seconds += took
         skipped = 0 if decodes else skipped + 1
         assert skipped <= 1
-        assert decodes or took <= 2 * 0.4 + 0.001, "20 decodes of 20 ms"
+        assert decodes or took <= 3 * 0.4 + 0.001, "20 decodes of 20 ms"
     assert seconds <= 2 * 0.001 * prompt, "twice what it takes alone"
 
 
