@@ -1,6 +1,7 @@
 """What tests of every kind share."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as app/engine_link.py does; before torch
 if "PYTEST_XDIST_WORKER" in os.environ:  # two at a time already share the processors
@@ -55,6 +56,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_configure() -> None:
     slowness()  # before xdist starts its workers, which inherit it
+    _heed_signals()
+
+
+def _heed_signals() -> None:
+    """What `nohup` and a shell's `&` have us ignore, the programs under test would ignore too."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
