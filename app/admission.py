@@ -9,8 +9,9 @@ from app.dialects import tool_calls
 from app.engine_link import EngineLink
 from app.errors import APIError, context_exceeded, out_of_range, try_later
 from app.preparation import Preparation
+from app.sampling_defaults import chosen
 from app.schemas.ask import Ask, Prompt
-from app.schemas.sampling import SamplingFields
+from app.schemas.sampling import DrawFields
 from app.tapes.registry import Registry
 from app.tapes.store import unreachable
 from model.config import ModelConfig
@@ -23,7 +24,7 @@ from model.messages import (
     id_array,
     ids_of,
 )
-from model.sampling import SamplingParams
+from model.sampling import SamplingDefaults, SamplingParams
 from model.tokenizer import Tokenizer
 
 # What is done right here, because to have it done elsewhere takes as long.
@@ -59,6 +60,7 @@ class Admission:
     chat_template: str | None
     has_tools: bool  # whether the model was trained to call tools, in a way that we read
     config: ModelConfig
+    defaults: SamplingDefaults
     link: EngineLink
     registry: Registry
     max_model_len: int
@@ -71,13 +73,13 @@ class Admission:
         leaves meanwhile raises CallerLeftError.
         """
         count = len(ask.prompts) * ask.n
-        self._check_load(caller.client, count)
+        self.check_load(caller.client, count)
         check_token_ids(ask.fields, self.config.vocab_size)
-        prompts = await self._token_ids(ask.prompts, ask.prompt_name, caller)
+        prompts = await self.token_ids(ask.prompts, ask.prompt_name, caller)
         grammar = await self._grammar(ask, caller)
         max_tokens = room(ask, max(map(len, prompts)), self.context)
-        self._check_load(caller.client, count)
-        return Admitted(prompts, sampling_params(ask, max_tokens, grammar))
+        self.check_load(caller.client, count)
+        return Admitted(prompts, sampling_params(ask, max_tokens, self.defaults, grammar))
 
     async def _grammar(self, ask: Ask, caller: Caller) -> str | None:
         if ask.grammar is None:
@@ -90,7 +92,7 @@ class Admission:
         """How many tokens prompt and output may have together."""
         return self.link.info.max_model_len if self.link.info else self.max_model_len
 
-    async def _token_ids(
+    async def token_ids(
         self, prompts: Sequence[Prompt], name: str, caller: Caller
     ) -> list[list[int]]:
         """Ids of each prompt. Raises APIError 422 when they are none, or fill the context."""
@@ -181,7 +183,7 @@ class Admission:
         if why := self.registry.store.why_unavailable:
             raise unreachable(why)
 
-    def _check_load(self, client: str, count: int) -> None:
+    def check_load(self, client: str, count: int) -> None:
         """Whether so many more sequences of this client have a place. Raises APIError."""
         self.check_ready()
         if not self.registry.seats.has_place(client, count, self.capacity):
@@ -202,7 +204,7 @@ def _are_short(texts: Sequence[str | Conversation]) -> bool:
     return sum(len(text) for text in texts if isinstance(text, str)) <= _FEW_CHARACTERS
 
 
-def check_token_ids(fields: SamplingFields, vocab_size: int) -> None:
+def check_token_ids(fields: DrawFields, vocab_size: int) -> None:
     """Raises APIError 422 when a token id is named that the model does not have."""
     for param in ("logit_bias", "stop_token_ids"):
         wrong = [token_id for token_id in getattr(fields, param) if token_id >= vocab_size]
@@ -232,17 +234,15 @@ def room(ask: Ask, num_prompt: int, context: int) -> int:
     return max_tokens
 
 
-def sampling_params(ask: Ask, max_tokens: int, grammar: str | None = None) -> SamplingParams:
+def sampling_params(
+    ask: Ask, max_tokens: int, defaults: SamplingDefaults, grammar: str | None = None
+) -> SamplingParams:
     """The wire's words -> the sampler's. A request without a seed gets one, to survive restarts."""
     fields = ask.fields
     return SamplingParams(
         max_tokens=max_tokens,
         seed=secrets.randbits(63) if fields.seed is None else fields.seed,
-        temperature=fields.temperature,
-        top_k=fields.top_k,
-        top_p=fields.top_p,
-        min_p=fields.min_p,
-        repetition_penalty=fields.repetition_penalty,
+        **chosen(fields, defaults),
         presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty,
         logit_bias=fields.logit_bias,

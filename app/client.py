@@ -294,6 +294,19 @@ class Client:
         """End a generation; all its readers get their terminal event."""
         await self._request("DELETE", f"/v1/tapes/{tape}")
 
+    async def fork(
+        self, tape: str, after: int, *, token_id: int | None = None, **changes: Unpack[Options]
+    ) -> str:
+        """Begin a tape whose first `after` entries are copies of this one's; its id.
+
+        What comes next is drawn with the `changes`, or is `token_id`. Read it with `attach`. Raises
+        RefusedError: 404 for no such tape, 409 when entries are gone, 422 after its end.
+        """
+        forced = {} if token_id is None else {"token_id": token_id}
+        body = {"after": after, **forced, **changes}
+        response = await self._request("POST", f"/v1/tapes/{tape}/fork", body)
+        return str(_object(response)["tape"])
+
     async def snapshot(self, tape: str) -> dict[str, Any]:
         """A tape as it is now: text so far, status, finish_reason, usage, timings."""
         response = await self._request(

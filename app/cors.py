@@ -6,7 +6,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 # What a page of another origin may read, beside what every page may.
-EXPOSED = ["X-Tape", "Content-Location", "Location", "Retry-After", "X-Request-Id"]
+EXPOSED = ["X-Tape", "X-Reader", "Content-Location", "Location", "Retry-After", "X-Request-Id"]
 
 
 class Cors(CORSMiddleware):

@@ -22,9 +22,10 @@ from app.dialects.blocks import block
 from app.engine_link import EngineLink
 from app.metrics import Metrics
 from app.schemas.dash import DashPercentiles, DashRow, DashSample
+from app.schemas.native import Status
 from app.tapes.observer import Observer
 from app.tapes.registry import Registry
-from app.tapes.tape import Status, Tape
+from app.tapes.tape import Tape
 
 logger = logging.getLogger("tickertape.dash")
 

@@ -193,6 +193,11 @@ class EngineLink:
     def pid(self) -> int | None:
         return self._engine.pid if self._engine else None
 
+    def kill(self) -> None:
+        """End the engine process as a crash would; another one goes on with its work."""
+        if self._engine:
+            self._engine.kill()
+
     async def start(self) -> None:
         """Launch the engine; returns at once, `loaded` waits until it can work."""
         running = await self._launch()

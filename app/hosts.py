@@ -6,12 +6,12 @@ same origin as this server. What it cannot change is the Host header.
 
 import re
 from collections.abc import Collection
-from ipaddress import ip_address
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import APIError
+from app.loopback import is_loopback
 
 _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _PORT = re.compile(r":\d*$")
@@ -22,17 +22,10 @@ def own_names(host: str, allowed: Collection[str]) -> frozenset[str] | None:
 
     Bound to loopback it is reached as such; what else it may be called, only its user knows.
     """
-    if "*" in allowed or not (allowed or _is_loopback(host)):
+    if "*" in allowed or not (allowed or (host.lower() == "localhost" or is_loopback(host))):
         return None
     bound = f"[{host}]" if ":" in host else host
     return _LOCAL | {bound.lower()} | {name.lower() for name in allowed}
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 class HostCheck:

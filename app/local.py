@@ -15,6 +15,7 @@ from app.dialects.native import logprobs_data
 from app.engine_link import EngineError, EngineLink, configuration
 from app.errors import APIError, from_validation
 from app.preparation import Preparation
+from app.sampling_defaults import sampling_defaults
 from app.schemas.native import GenerateFields
 from app.settings import EngineSettings
 from app.tapes.tape import Choice, Tape
@@ -38,6 +39,7 @@ class LocalModel:
         self._tokenizer = checkpoint.tokenizer()
         self._has_chat_template = checkpoint.chat_template is not None
         self._vocab_size = checkpoint.config.vocab_size
+        self._defaults = sampling_defaults(settings, checkpoint)
 
     async def __aenter__(self) -> Self:
         self._link = EngineLink(self._options)
@@ -106,7 +108,7 @@ class LocalModel:
         ask = fields.ask()
         try:
             check_token_ids(fields, self._vocab_size)
-            return sampling_params(ask, room(ask, num_prompt, self._context))
+            return sampling_params(ask, room(ask, num_prompt, self._context), self._defaults)
         except APIError as error:
             raise TickertapeError(error.detail) from None
 

@@ -37,6 +37,7 @@ from app.routes import (
     tapes,
     tokenize,
 )
+from app.sampling_defaults import sampling_defaults
 from app.security import ApiKeys
 from app.services import Services
 from app.settings import Settings
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
     if tokenizer.corrected:
         names = ", ".join(tokenizer.corrected)
         logger.warning("the model calls %s text; taken as control tokens all the same", names)
+    defaults = sampling_defaults(settings, checkpoint)
     max_model_len = settings.max_model_len or checkpoint.config.max_model_len
     metrics = Metrics(model_name, max_model_len)
     store = _store(settings)
@@ -108,6 +110,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
             chat_template=checkpoint.chat_template,
             has_tools=await calls_tools(preparation, tokenizer, checkpoint.chat_template),
             config=checkpoint.config,
+            defaults=defaults,
             link=link,
             registry=registry,
             max_model_len=max_model_len,

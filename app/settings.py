@@ -86,6 +86,11 @@ class EngineSettings(BaseSettings):
         le=1024,
         description="Threads that compute; by default one for each processor it may use.",
     )
+    generation_config: str = Field(
+        "auto",
+        description="Sampling defaults: auto takes the model's own, none only those of the API; "
+        "or the path of a generation_config.json.",
+    )
     prefix_cache: bool = Field(
         True, description="Compute equal beginnings of prompts once, for all requests."
     )
@@ -216,6 +221,10 @@ class Settings(EngineSettings):
     )
     engine_timeout: float = Field(
         300.0, ge=1, description="Seconds without a step after which the engine is started anew."
+    )
+    demo: bool = Field(
+        False,
+        description="Let users of this machine kill the engine from the page, to see it recover.",
     )
     shutdown_grace: float = Field(
         5.0, ge=0, le=_DAY, description="Seconds that running streams may go on after SIGTERM."

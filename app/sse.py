@@ -27,6 +27,7 @@ from app.frame_cache import Frame, FrameCache, Place
 from app.metrics import Metrics
 from app.normal_requests import asks_for_head
 from app.sending import EXTENSION, Sending
+from app.tapes.heads import Head, Mark
 from app.tapes.position import Position
 from app.tapes.registry import Registry
 from app.tapes.tape import End, Entry, Gap, Progress, Tape, pages
@@ -191,12 +192,17 @@ class TapeResponse(Stream):
     ) -> None:
         self._registry = registry
         self._tape = tape
-        self._resumes = after is not None
+        self._after = after
+        self._head = Head(after or 0)
         self._metrics = metrics
         super().__init__(
-            _stream(_Reading(tape, dialect, cache), after or 0, metrics, turns, known=tape.last),
+            _stream(_Reading(tape, dialect, cache, self._head), metrics, turns, known=tape.last),
             send_timeout=send_timeout,
-            headers={"X-Tape": tape.id, "Content-Location": f"/v1/tapes/{tape.id}"},
+            headers={
+                "X-Tape": tape.id,
+                "X-Reader": str(self._head.reader),
+                "Content-Location": f"/v1/tapes/{tape.id}",
+            },
             ping=ping_interval,
             ping_message=lambda: dialect.heartbeat(tape),
         )
@@ -205,14 +211,21 @@ class TapeResponse(Stream):
         if asks_for_head(scope):
             await super().__call__(scope, receive, send)
             return
-        self._registry.attach(self._tape)
-        if self._resumes:
-            self._tape.resumes += 1
+        tape, head = self._tape, self._head
+        tape.heads.reading.append(head)
+        self._registry.attach(tape)
+        if self._after is not None:
+            tape.resumes += 1
+            replayed = tape.last - self._after
+            tape.heads.mark(Mark("resume", self._after, head.reader, replayed))
             self._metrics.resumed()
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._registry.detach(self._tape)
+            tape.heads.reading.remove(head)
+            if head.entry < tape.last or not tape.has_ended:
+                tape.heads.mark(Mark("leave", head.entry, head.reader))
+            self._registry.detach(tape)
 
     def _was_cut(self) -> None:
         logger.info("a reader of tape %s took nothing and was cut off", self._tape.id)
@@ -226,6 +239,7 @@ class _Reading:
     tape: Tape
     dialect: Dialect
     cache: FrameCache
+    head: Head
     is_whole: bool = True
 
     def frames(self, last: int, entries: Sequence[Entry]) -> bytes:
@@ -243,9 +257,10 @@ class _Reading:
 
 
 async def _stream(
-    reading: _Reading, after: int, metrics: Metrics, turns: Turns, known: int
+    reading: _Reading, metrics: Metrics, turns: Turns, known: int
 ) -> AsyncIterator[bytes]:
-    tape, dialect = reading.tape, reading.dialect
+    tape, dialect, head = reading.tape, reading.dialect, reading.head
+    after = head.entry
     turn = partial(turns.take, tape.client)
     reading.is_whole = not (after and tape.num_dropped)
     for page in pages(tape.entries[: max(after - tape.num_dropped, 0)]):
@@ -256,11 +271,13 @@ async def _stream(
         if isinstance(item, list):
             after += len(item)
             yield reading.frames(after, item)
+            head.entry = after
             metrics.handed_over(after, item, known)
         elif isinstance(item, End):
             after += 1
             async for piece in paced(dialect.ending(tape.id, after, item), turn):
                 yield piece
+            head.entry = after
             metrics.handed_over(after, [item], known)
         elif isinstance(item, Gap):
             after, reading.is_whole = item.last, False

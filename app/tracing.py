@@ -24,6 +24,7 @@ from app.schemas.ask import Ask
 from app.tapes.observer import Observer
 from app.tapes.tape import End, Tape
 from model.messages import Conversation
+from model.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -100,7 +101,7 @@ class Tracing(Observer):
             explicit_bucket_boundaries_advisory=_DURATION,
         )
 
-    def asked(self, tape: Tape, ask: Ask, *, streamed: bool) -> None:
+    def asked(self, tape: Tape, ask: Ask, params: SamplingParams, *, streamed: bool) -> None:
         """A tape has begun for this request, in the trace that is current."""
         operation = "chat" if isinstance(ask.prompts[0], Conversation) else "text_completion"
         self._asked[tape.id] = _Asked(
@@ -113,7 +114,7 @@ class Tracing(Observer):
                 "gen_ai.request.model": self._model_name,
                 "gen_ai.request.stream": streamed,
             }
-            | _wishes(ask),
+            | _wishes(ask, params),
         )
 
     def ended(self, tape: Tape, *, attended: bool) -> None:
@@ -168,14 +169,14 @@ class Tracing(Observer):
             await asyncio.wait_for(done.wait(), _FLUSH_SECONDS)
 
 
-def _wishes(ask: Ask) -> _Attributes:
-    """The parameters of a request, those that it left to the model or to chance left out."""
+def _wishes(ask: Ask, params: SamplingParams) -> _Attributes:
+    """The parameters of a request; a length or a seed that it did not choose is left out."""
     fields = ask.fields
     wishes = {
         "gen_ai.request.max_tokens": ask.max_tokens,
-        "gen_ai.request.temperature": fields.temperature,
-        "gen_ai.request.top_p": fields.top_p,
-        "gen_ai.request.top_k": fields.top_k or None,
+        "gen_ai.request.temperature": params.temperature,
+        "gen_ai.request.top_p": params.top_p,
+        "gen_ai.request.top_k": params.top_k or None,
         "gen_ai.request.frequency_penalty": fields.frequency_penalty or None,
         "gen_ai.request.presence_penalty": fields.presence_penalty or None,
         "gen_ai.request.seed": fields.seed,

@@ -7,6 +7,7 @@ compile and render in a process that has limits (model/preparation_process.py).
 """
 
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,6 +100,35 @@ def encode_chat(
             ids.append(part)
         else:
             ids += tokenizer.encode(part.text, add_special_tokens=False, parse_special=part.trusted)
+    return ids
+
+
+def encode_continuation(
+    tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence[Message]
+) -> list[int]:
+    """What follows an answer that is not here: its end, the `messages`, and the next turn's begin.
+
+    Raises:
+        ChatTemplateError: as `ChatTemplate.render`, or the template changes earlier answers.
+        ValueError: a message holds lone surrogates.
+    """
+    mark = secrets.token_hex(16)
+    before = [{"role": "user", "content": "."}, {"role": "assistant", "content": mark}]
+    parts = chat_parts(tokenizer, template, [*before, *messages])
+    texts = [part.text for part in parts if isinstance(part, Text)]
+    if sum(text.count(mark) for text in texts) != 1:
+        raise ChatTemplateError("this model's chat template changes earlier answers; send them all")
+    ids: list[int] = []
+    behind = False
+    for part in parts:
+        if isinstance(part, int):
+            ids += [part] * behind
+            continue
+        text = part.text
+        if mark in text:
+            behind, text = True, text.partition(mark)[2]
+        if behind:
+            ids += tokenizer.encode(text, add_special_tokens=False, parse_special=part.trusted)
     return ids
 
 

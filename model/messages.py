@@ -200,10 +200,14 @@ Message = Mapping[str, Any]
 
 
 class Conversation(msgspec.Struct, frozen=True, tag=True):
-    """A prompt in messages; `extra` are further variables of the chat template."""
+    """A prompt in messages; `extra` are further variables of the chat template.
+
+    With `continues`, the messages follow an answer of the model that is not among them.
+    """
 
     messages: Sequence[Message]
     extra: Mapping[str, Any] = {}
+    continues: bool = False
 
 
 class Encode(msgspec.Struct, frozen=True, tag=True):

@@ -9,7 +9,7 @@ from functools import cache
 import orjson
 
 from model import grammar
-from model.chat_template import ChatTemplate, ChatTemplateError, encode_chat
+from model.chat_template import ChatTemplate, ChatTemplateError, encode_chat, encode_continuation
 from model.errors import ModelLoadError
 from model.grammar import GrammarError
 from model.messages import (
@@ -84,6 +84,8 @@ class Preparation:
     def _ids(self, prompt: str | Conversation) -> list[int]:
         if isinstance(prompt, str):
             return self._tokenizer.encode(prompt)
+        if prompt.continues:
+            return encode_continuation(self._tokenizer, self._chat(), prompt.messages)
         return encode_chat(self._tokenizer, self._chat(), prompt.messages, **prompt.extra)
 
     def _chat(self) -> ChatTemplate:

@@ -53,10 +53,19 @@ class Request:
         return self.token_ids[self.num_prompt :]
 
     @property
+    def forced_token(self) -> int | None:
+        """The next token, where it is known without the logits."""
+        forced = self.params.forced
+        if forced and forced[0] == self.num_output:
+            return forced[1]
+        return self.guide.forced[0] if self.guide and self.guide.forced else None
+
+    @property
     def plain(self) -> bool:
         """Whether the next token is known from the argmax alone, or without it."""
-        forced = self.guide is not None and bool(self.guide.forced)
-        return self.params.plain or (forced and self.params.logprobs is None)
+        if self.params.plain:
+            return True
+        return self.params.logprobs is None and self.forced_token is not None
 
     @property
     def num_pending(self) -> int:

@@ -52,7 +52,7 @@ def sample(
     wishing = [
         i
         for i, request in enumerate(requests)
-        if tokens[i] is not None and not request.params.plain
+        if tokens[i] is not None and (not request.params.plain or request.forced_token is not None)
     ]
     known = _forced(wishing, requests)
     masks = _masks([i for i in wishing if i not in known], requests)
@@ -71,9 +71,9 @@ def sample(
 
 
 def _forced(which: list[int], requests: Sequence[Request]) -> dict[int, int]:
-    """The tokens of those requests whose grammar is known to allow but one."""
-    guides = [(i, requests[i].guide) for i in which]
-    return {i: guide.forced[0] for i, guide in guides if guide and guide.forced}
+    """The tokens of those requests that were given one, or whose grammar allows but one."""
+    tokens = ((i, requests[i].forced_token) for i in which)
+    return {i: token for i, token in tokens if token is not None}
 
 
 def _masks(which: list[int], requests: Sequence[Request]) -> dict[int, Mask]:

@@ -9,6 +9,19 @@ MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
 
 
+class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands for fields that a request leaves out, as `SamplingParams` has them.
+
+    None where the model's makers advise nothing.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one request asks of the sampler, in the field's usual names.
 
@@ -16,6 +29,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     `top_p == 1` and `min_p == 0` switch those cuts off. `logprobs` is None (none wanted) or
     how many of the likeliest alternatives go with each chosen token. `grammar` is one that
     model/grammar.py has made and checked: the answer follows it, and ends where it is over.
+    `forced` is (n, id): after n tokens of the output comes the token `id`, whatever the logits say.
     The order in which they act is written in `model/sampler.py`.
     """
 
@@ -35,6 +49,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_tokens: int = 0
     logprobs: int | None = None
     grammar: str | None = None
+    forced: tuple[int, int] | None = None
 
     @property
     def greedy(self) -> bool:
@@ -42,7 +57,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def plain(self) -> bool:
-        """Whether the model's own argmax is always the answer, and nothing else is asked."""
+        """Whether the argmax is the answer wherever none is `forced`, and nothing else is asked."""
         return (
             self.temperature == 0.0
             and self.logprobs is None

@@ -1,5 +1,6 @@
 """Tape entries -> native SSE frames. Pure functions: no sockets, no clocks."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import orjson
 from app.dialects.blocks import block, one_line
 from app.dialects.pieces import LATER, entries_of, items, text_of, written
 from app.dialects.runs import runs
+from app.tapes.heads import Mark
 from app.tapes.position import Position
 from app.tapes.tape import End, Entry, Gap, Progress, Tape
 from model.messages import Logprob, Prefilling, Queued
@@ -152,11 +154,34 @@ def snapshot(tape: Tape) -> Iterator[bytes]:
         "usage": tape.usage,
         "timings": tape.timings,
     }
+    if tape.parent:
+        data |= {"parent": tape.parent, "forked_at": tape.forked_at}
     if tape.num_dropped:
         data["gap"] = {"from": 1, "to": tape.num_dropped}
     first, *_ = yield from entries_of(tape)
     data["generated_text"] = text_of(first)
     yield from written(data)
+
+
+def heads(tape: Tape) -> dict[str, Any]:
+    """At most a few thousand readers, and the newest marks."""
+    now = time.monotonic()
+    return {
+        "status": tape.status,
+        "last_entry": tape.last,
+        "readers": [{"reader": head.reader, "entry": head.entry} for head in tape.heads.reading],
+        "marks": [_mark(mark, now) for mark in tape.heads.marks],
+    }
+
+
+def _mark(mark: Mark, now: float) -> dict[str, Any]:
+    about = {"reader": mark.reader, "replayed": mark.replayed}
+    return {
+        "kind": mark.kind,
+        "entry": mark.entry,
+        **{name: value for name, value in about.items() if value is not None},
+        "seconds_ago": round(now - mark.at, 3),
+    }
 
 
 def _frame(event: str, frame_id: str, data: dict[str, Any]) -> bytes:

@@ -1,13 +1,13 @@
 """GET /v1/dash: what the operations page shows, as a stream of its own."""
 
 from functools import partial
-from ipaddress import ip_address
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from app.caller import Caller
+from app.loopback import is_loopback
 from app.routes.answers import refusals
 from app.routes.body import StrictRoute
 from app.schemas import frames
@@ -41,11 +41,4 @@ async def watch(
 def _owner(caller: Caller) -> str | None:
     """Whose tapes are shown. Without keys all, but to this machine only: who has a tape's id can
     read it and cancel it."""
-    return caller.owner if caller.owner or _is_loopback(caller.address) else None
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:  # there is none: a socket of another kind
-        return False
+    return caller.owner if caller.owner or is_loopback(caller.address) else None

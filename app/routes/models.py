@@ -6,7 +6,9 @@ from fastapi import APIRouter, Path
 
 from app.routes.answers import refusals
 from app.routes.openai import check_model
+from app.sampling_defaults import chosen
 from app.schemas.fields import OWN
+from app.schemas.openai import OpenAIFields
 from app.schemas.openai_answers import Model, ModelList
 from app.services import CallerDep, Services, ServicesDep
 
@@ -37,4 +39,7 @@ def _model(services: Services) -> dict[str, Any]:
         "created": services.started,
         "owned_by": "tickertape",
         "max_model_len": services.admission.context,
+        "chat": services.admission.chat_template is not None,
+        "sampling": chosen(OpenAIFields(), services.admission.defaults),
+        "demo": services.settings.demo,
     }

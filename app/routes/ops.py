@@ -7,11 +7,15 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import PlainTextResponse, Response
 
+from app.errors import APIError
+from app.loopback import is_loopback
 from app.routes.answers import refusals
 from app.schemas.operation import Health, Ready, Version
-from app.services import ServicesDep
+from app.services import CallerDep, ServicesDep
 
 router = APIRouter(tags=["operation"])
+
+_OWN_SITE = ("none", "same-origin")
 
 
 @router.get("/health", response_model=Health, operation_id="health")
@@ -48,6 +52,25 @@ async def metrics(request: Request, services: ServicesDep) -> Response:
     """What is counted and measured, in Prometheus's text format; it names no key and no content."""
     await services.turns.take(request.state.client)  # to write it takes 3 ms
     return Response(services.metrics.text(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+
+@router.post(
+    "/v1/demo/kill-engine",
+    status_code=204,
+    operation_id="kill_engine",
+    responses=refusals(403, 404),
+)
+async def kill_engine(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
+    """With --demo, and from this machine: kill the engine, to see every stream go on."""
+    if not services.settings.demo:
+        raise APIError(404, "this server was not started with --demo", code="not_found")
+    if (
+        not is_loopback(caller.address)
+        or request.headers.get("Sec-Fetch-Site", "none") not in _OWN_SITE
+    ):
+        raise APIError(403, "only a page or a program of this machine may do this", code="not_here")
+    services.link.kill()
+    return Response(status_code=204)
 
 
 @router.get("/version", response_model=Version, operation_id="version")

@@ -14,6 +14,7 @@ from app.routes.answers import RESUMED, refusals, success
 from app.routes.openai import REFUSALS, OpenAIRoute, check_model
 from app.routes.reading import IdempotencyKey, LastEventID, find, reached, stream
 from app.routes.starting import start, whole
+from app.sampling_defaults import chosen
 from app.schemas import frames
 from app.schemas.ask import Ask
 from app.schemas.openai_answers import ResponseObject
@@ -23,6 +24,7 @@ from app.services import CallerDep, Services, ServicesDep
 from app.tapes.position import TAPE_ID
 from app.tapes.tape import Tape
 from model.messages import Conversation, Message
+from model.sampling import SamplingDefaults
 
 router = APIRouter(prefix="/v1/responses", route_class=OpenAIRoute, tags=["openai"])
 
@@ -55,7 +57,8 @@ async def create(
     _check_calls(services, body)
     earlier = await _earlier(services, caller, body)
     turns = [*earlier, *body.turns(await _referenced(services, caller, body))]
-    origin, ask = _origin(body, turns), _ask(body, turns)
+    origin = _origin(body, turns, services.admission.defaults)
+    ask = _ask(body, turns)
     if body.background or body.stream:
         alone = body.background and "on_disconnect" not in body.model_fields_set
         leaving: OnDisconnect | None = "continue" if alone else None
@@ -210,6 +213,7 @@ def _ask(body: ResponseBody, turns: list[Message]) -> Ask:
     return body.ask(Conversation([*instructions, *turns]))
 
 
-def _origin(body: ResponseBody, turns: list[Message]) -> dict[str, Any]:
+def _origin(body: ResponseBody, turns: list[Message], defaults: SamplingDefaults) -> dict[str, Any]:
     """What a ResponseForm is made of later."""
-    return {"conversation": turns, "request": body.told(), "stored": body.store}
+    request = body.told(chosen(body, defaults))
+    return {"conversation": turns, "request": request, "stored": body.store}

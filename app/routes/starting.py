@@ -7,11 +7,12 @@ from math import inf
 from typing import Any
 
 import orjson
+from pydantic import BaseModel
 
 from app.caller import Caller
 from app.errors import APIError, try_later
 from app.schemas.ask import Ask
-from app.schemas.sampling import OnDisconnect, SamplingFields
+from app.schemas.sampling import LeavingFields, OnDisconnect
 from app.services import Services
 from app.settings import Settings
 from app.tapes.plan import Plan, Terms
@@ -50,7 +51,7 @@ async def _begun(
 ) -> Tape:
     """As `start`, which notes the tape for the request's line in the log."""
     fields = ask.fields
-    claim = Claim(f"{caller.owner}:{key}", _digest(fields)) if key else None
+    claim = claim_of(caller, key, fields)
     if claim and (tape := await services.registry.claimed(claim)):
         return tape
     with services.limits.begin(caller.client, len(ask.prompts) * ask.n) as place:
@@ -58,7 +59,7 @@ async def _begun(
         plan = Plan(
             admitted.prompts,
             admitted.params,
-            _terms(services.settings, fields, on_disconnect),
+            terms_of(services.settings, fields, on_disconnect),
             n=ask.n,
             priority=fields.priority,
             salt=f"{caller.owner}:{fields.cache_salt or ''}",  # others find nothing of it
@@ -70,17 +71,24 @@ async def _begun(
         tape = await services.registry.create(plan)
         place.hold(tape)
         if services.tracing:
-            services.tracing.asked(tape, ask, streamed=streamed)
+            services.tracing.asked(tape, ask, admitted.params, streamed=streamed)
         return tape
 
 
-def _digest(fields: SamplingFields) -> bytes:
-    asked = fields.model_dump(exclude=_READING)
+def claim_of(caller: Caller, key: str | None, fields: BaseModel, of: str = "") -> Claim | None:
+    """What this Idempotency-Key stands for: these fields, asked `of` a tape if of any."""
+    return Claim(f"{caller.owner}:{key}", _digest(fields, of)) if key else None
+
+
+def _digest(fields: BaseModel, of: str) -> bytes:
+    asked = fields.model_dump(exclude=_READING) | ({"of": of} if of else {})
     options = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS
     return hashlib.sha256(orjson.dumps(asked, option=options)).digest()
 
 
-def _terms(settings: Settings, fields: SamplingFields, on_disconnect: OnDisconnect | None) -> Terms:
+def terms_of(
+    settings: Settings, fields: LeavingFields, on_disconnect: OnDisconnect | None = None
+) -> Terms:
     return Terms(
         on_disconnect=on_disconnect or fields.on_disconnect,
         grace=settings.grace if fields.grace is None else fields.grace,

@@ -5,15 +5,18 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query
 from starlette.responses import JSONResponse, Response
 
+from app.dialects import native
 from app.dialects.native import snapshot
 from app.errors import APIError
 from app.json_answer import json_answer
+from app.routes import forking
 from app.routes.answers import RESUMED, refusals, success
 from app.routes.body import StrictRoute
 from app.routes.reading import IdempotencyKey, LastEventID, find, resume, stream
 from app.routes.starting import start
 from app.schemas import frames
-from app.schemas.native import TapeBody, TapeCreated, TapeSnapshot
+from app.schemas.fork import ForkBody, Forked
+from app.schemas.native import TapeBody, TapeCreated, TapeHeads, TapeSnapshot
 from app.services import CallerDep, ServicesDep
 from app.tapes.position import TAPE_ID, parse_position
 
@@ -75,11 +78,46 @@ async def read(
     return stream(services, tape, _entry(last_event_id, tape_id, after))
 
 
+@router.get(
+    "/{tape_id}/heads",
+    response_model=TapeHeads,
+    operation_id="tape_heads",
+    responses=refusals(404),
+)
+async def heads(tape_id: TapeID, services: ServicesDep, caller: CallerDep) -> Response:
+    """Where the engine writes and where each reader reads, and what happened at which entry."""
+    return JSONResponse(native.heads(await find(services, caller, tape_id)))
+
+
 @router.delete("/{tape_id}", status_code=204, operation_id="cancel_tape", responses=refusals(404))
 async def cancel(tape_id: TapeID, services: ServicesDep, caller: CallerDep) -> Response:
     """End the generation; every reader gets the terminal frame."""
     await services.registry.end(await find(services, caller, tape_id))
     return Response(status_code=204)
+
+
+@router.post(
+    "/{tape_id}/fork",
+    status_code=201,
+    response_model=Forked,
+    operation_id="fork_tape",
+    responses={**success(201, "read_tape", "cancel_tape"), **refusals(404, 409, 422, 429, 503)},
+)
+async def fork(
+    tape_id: TapeID,
+    body: ForkBody,
+    services: ServicesDep,
+    caller: CallerDep,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Start a new tape that begins with copies of this one's entries and goes on differently."""
+    parent = await find(services, caller, tape_id)
+    tape = caller.tape = await forking.fork(services, caller, parent, body, idempotency_key)
+    return JSONResponse(
+        {"tape": tape.id, "parent": tape.parent, "forked_at": tape.forked_at},
+        201,
+        headers={"Location": f"/v1/tapes/{tape.id}", "X-Tape": tape.id},
+    )
 
 
 def _entry(last_event_id: str | None, tape_id: str, after: int) -> int | None:

@@ -1,15 +1,17 @@
 """The native wire types: /generate and /v1/tapes."""
 
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app import strict_json
 from app.schemas.ask import Ask
-from app.schemas.fields import Range
+from app.schemas.fields import Range, refused
+from app.schemas.openai_chat import Messages
 from app.schemas.sampling import LogitBias, SamplingFields
 from model import sampling
-from model.messages import FinishReason
+from model.messages import Conversation, FinishReason
 
 
 def _json_in_query(value: Any) -> Any:
@@ -20,6 +22,10 @@ def _json_in_query(value: Any) -> Any:
         return strict_json.loads(value.encode())
     except ValueError as error:
         raise ValueError(f'must be a JSON object such as {{"42": -100}}: {error}') from None
+
+
+# The default of /generate is a promise older than the models' own.
+_DOCUMENTED = frozenset({"temperature"})
 
 
 class GenerateFields(SamplingFields):
@@ -47,6 +53,8 @@ class GenerateFields(SamplingFields):
 class GenerateQuery(GenerateFields):
     """GET /generate: always a stream, so that a browser's EventSource can read it."""
 
+    own_defaults = _DOCUMENTED
+
     logit_bias: Annotated[LogitBias, BeforeValidator(_json_in_query)] = Field(
         {}, description='As JSON, such as {"42": -100}.'
     )
@@ -57,10 +65,35 @@ class GenerateQuery(GenerateFields):
 class TapeBody(GenerateFields):
     """POST /v1/tapes: JSON, so types are taken at their word."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]},
+    )
+
+    prompt: str = Field("", min_length=1, description="The text to continue.")
+    messages: Messages = Field(
+        [], description="A conversation, of which the model writes the next turn."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        given = self.model_fields_set & {"prompt", "messages"}
+        if len(given) != 1:
+            what = "not both" if given else "one of the two is required"
+            raise refused("prompt", f"give prompt (a text) or messages (a conversation): {what}")
+        return self
+
+    def ask(self) -> Ask:
+        ask = super().ask()
+        if not self.messages:
+            return ask
+        conversation = Conversation([message.turn() for message in self.messages])
+        return replace(ask, prompts=[conversation], prompt_name="messages")
 
 
 class GenerateBody(TapeBody):
+    own_defaults = _DOCUMENTED
+
     stream: bool = Field(False, description="Stream tokens as Server-Sent Events.")
 
 
@@ -118,17 +151,49 @@ class Gap(BaseModel):
     to: int
 
 
+Status = Literal["queued", "running", "paused", "recovering", "done"]
+
+
 class TapeSnapshot(BaseModel):
     """A tape as it is now."""
 
     tape: str
-    status: Literal["queued", "running", "paused", "recovering", "done"]
+    status: Status
     generated_text: str
     last_entry: int
     finish_reason: FinishReason | None
     usage: Usage
     timings: Timings
     gap: Gap | None = Field(None, exclude_if=lambda value: value is None)
+    parent: str | None = Field(None, exclude_if=lambda value: value is None)
+    forked_at: int | None = Field(None, exclude_if=lambda value: value is None)
+
+
+MarkKind = Literal["resume", "leave", "pause", "engine"]
+
+
+class ReaderHead(BaseModel):
+    reader: int = Field(description="As the X-Reader header of its stream says.")
+    entry: int
+
+
+class TapeMark(BaseModel):
+    """Something that happened after an entry."""
+
+    kind: MarkKind
+    entry: int
+    reader: int | None = Field(None, exclude_if=lambda value: value is None)
+    replayed: int | None = Field(None, exclude_if=lambda value: value is None)
+    seconds_ago: float
+
+
+class TapeHeads(BaseModel):
+    """Where the writer and the readers of this server stand, and the newest marks."""
+
+    status: Status
+    last_entry: int
+    readers: list[ReaderHead]
+    marks: list[TapeMark]
 
 
 class TapeCreated(BaseModel):

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class CachedTokens(BaseModel):
@@ -211,12 +211,23 @@ class ResponseEvent(BaseModel):
     sequence_number: int
 
 
+class Sampling(BaseModel):
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+
+
 class Model(BaseModel):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int
+    chat: bool = Field(description="Whether it has a chat template, and so takes messages.")
+    sampling: Sampling = Field(description="What stands for fields that a request leaves out.")
+    demo: bool = Field(description="Whether this machine's users may kill the engine: --demo.")
 
 
 class ModelList(BaseModel):

@@ -255,8 +255,8 @@ class ResponseBody(OpenAIFields):
                     turns.append(item.turn())
         return turns
 
-    def told(self) -> Object:
-        """What the response says of its request."""
+    def told(self, sampling: Object) -> Object:
+        """What the response says of its request; `sampling` is what was chosen for it."""
         return {
             "background": self.background,
             "instructions": self.instructions,
@@ -268,12 +268,12 @@ class ResponseBody(OpenAIFields):
             "reasoning": {"effort": None, "summary": None},
             "service_tier": "default",
             "store": self.store,
-            "temperature": self.temperature,
+            "temperature": sampling["temperature"],
             "text": self.text.told(),
             "tool_choice": self.tool_choice,
             "tools": [],
             "top_logprobs": self.top_logprobs,
-            "top_p": self.top_p,
+            "top_p": sampling["top_p"],
             "truncation": self.truncation,
             "user": self.user or None,
         }

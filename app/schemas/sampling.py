@@ -1,7 +1,7 @@
 """What every surface that generates takes: how to choose tokens, and what to do about readers."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
@@ -53,8 +53,14 @@ CacheSalt = Annotated[str, Field(min_length=1, max_length=256)]
 OnDisconnect = Literal["pause", "abort", "continue"]
 
 
-class SamplingFields(Wire):
-    """How to choose the continuation, and what to do when the reader leaves."""
+class DrawFields(Wire):
+    """How to draw the next token, and which ones end it.
+
+    A default here counts where the model has none of its own (app/sampling_defaults.py).
+    """
+
+    # Fields whose default here goes before the model's.
+    own_defaults: ClassVar[frozenset[str]] = frozenset()
 
     temperature: Annotated[float, Range(0, 2)] = Field(
         0.7, description="0 is greedy; higher is more random."
@@ -81,20 +87,15 @@ class SamplingFields(Wire):
     seed: Annotated[int, Range(-(2**63), 2**63 - 1)] | None = Field(
         None, description="Same seed, same request, same tokens. By default a fresh one."
     )
-    stop: Stop = Field([], description="Texts that end it, left out.")
     stop_token_ids: list[TokenId] = Field(
         [], max_length=sampling.MAX_STOP_TOKENS, description="Token ids that end it."
     )
     ignore_eos: bool = Field(False, description="Go on past the model's end-of-text token.")
-    min_tokens: Annotated[int, Range(0, 2**20, of="length")] = Field(
-        0, description="No end before this many new tokens."
-    )
-    priority: Annotated[int, Range(-1000, 1000)] = Field(
-        0, description="Lower goes first where requests of one client wait for each other."
-    )
-    cache_salt: CacheSalt | None = Field(
-        None, description="Share cached beginnings of prompts only with requests that have it too."
-    )
+
+
+class LeavingFields(Wire):
+    """What to do when the reader leaves, and when it takes too long."""
+
     on_disconnect: OnDisconnect = Field(
         "pause",
         description="When a stream's last reader leaves: wait, stop, or go on. Unstreamed: stop.",
@@ -105,4 +106,19 @@ class SamplingFields(Wire):
     )
     timeout: Annotated[float, Range(0.001, 86400)] | None = Field(
         None, description="Seconds after which it ends with what there is."
+    )
+
+
+class SamplingFields(DrawFields, LeavingFields):
+    """How to choose the continuation, and what to do when the reader leaves."""
+
+    stop: Stop = Field([], description="Texts that end it, left out.")
+    min_tokens: Annotated[int, Range(0, 2**20, of="length")] = Field(
+        0, description="No end before this many new tokens."
+    )
+    priority: Annotated[int, Range(-1000, 1000)] = Field(
+        0, description="Lower goes first where requests of one client wait for each other."
+    )
+    cache_salt: CacheSalt | None = Field(
+        None, description="Share cached beginnings of prompts only with requests that have it too."
     )

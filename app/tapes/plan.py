@@ -8,9 +8,10 @@ from typing import Any, Final
 import msgspec
 
 from app.schemas.sampling import OnDisconnect
+from app.tapes.recipe import Recipe, Turn
 from app.tapes.sizes import size_of
 from app.tapes.tape import Choice, Claim
-from model.messages import Generate
+from model.messages import Generate, id_array
 from model.sampling import SamplingParams
 
 _TOKEN: Final = 36  # bytes of a number in a list
@@ -38,7 +39,7 @@ class Plan:
     tapes, lower `priority` goes first. Only tapes with the same `salt` share cached prefixes.
     `owner` is the API key that may read it, as app/security.py names it. `origin` is what the
     surface that began the tape needs to tell of it later, in JSON's types. `created` is in seconds
-    since 1970.
+    since 1970. Of a fork, the first `forked_at` entries are copies of those of the tape `parent`.
     """
 
     prompts: list[list[int]]
@@ -52,6 +53,9 @@ class Plan:
     claim: Claim | None = None
     origin: Mapping[str, Any] | None = None
     created: float = field(default_factory=time.time)
+    parent: str = ""
+    forked_at: int = 0
+    turns: list[Turn] = field(default_factory=list)
 
     @property
     def size(self) -> int:
@@ -61,9 +65,17 @@ class Plan:
 
     def choices(self) -> list[Choice]:
         """As they begin. Copies share their prompt, which is counted once."""
+        held = self.turns[-1].first if self.turns else 0
         return [
-            Choice(0 if copy else len(prompt)) for prompt in self.prompts for copy in range(self.n)
+            Choice(0 if copy else len(prompt) - held, num_in_prompt=held)
+            for prompt in self.prompts
+            for copy in range(self.n)
         ]
+
+    def recipe(self) -> Recipe:
+        """What is kept of it when the tape has ended."""
+        prompts = [id_array(prompt).tobytes() for prompt in self.prompts]
+        return Recipe(prompts, self.params, self.n, self.priority, self.salt, self.turns)
 
     def requests(self, tape_id: str) -> list[Generate]:
         """What the engine is asked for, one for each choice."""

@@ -161,7 +161,7 @@ class Recovery:
         self.num_continued += job.orphaned
         job.orphaned = False
         request = msgspec.structs.replace(
-            job.request, output_ids=list(job.choice.output_ids), pause_after_one=self._careful
+            job.request, output_ids=job.choice.ids_to_go_on, pause_after_one=self._careful
         )
         self._link.submit(request, partial(self._hear, job))
 

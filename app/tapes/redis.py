@@ -37,6 +37,7 @@ logger = logging.getLogger("tickertape.redis")
 
 _BEAT: Final = LEASE / 3
 _PATIENCE: Final = 5.0  # seconds that a request waits for Redis
+_AT_ONCE: Final = 512  # entries of a tape
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before what has failed is tried again
 
 T = TypeVar("T")
@@ -177,8 +178,9 @@ class RedisStore(TapeStore):
 
     def _addition(self, tape: Tape, after: int, *, anew: bool = False) -> Addition:
         """What is on the tape after this entry, and its state if Redis has another."""
-        items: Batch = [*tape.entries[after - tape.num_dropped :]]
-        if tape.end and after < tape.written:
+        begin = after - tape.num_dropped
+        items: Batch = [*tape.entries[begin : begin + _AT_ONCE]]
+        if tape.end and after < tape.written <= after + len(items) + 1:
             items.append(tape.end)
         state = state_of(tape)
         known = state == self._states.get(tape.id)
@@ -196,6 +198,8 @@ class RedisStore(TapeStore):
             tape.show(max(tape.last, addition.last))
             if addition.ended:
                 self._forget(tape.id)
+            elif tape.last < tape.written:  # a fork begins with many
+                self.wrote(tape)
 
     def _forget(self, tape_id: str) -> None:
         for known in (self._plans, self._states, self._guests):
@@ -248,6 +252,9 @@ class RedisStore(TapeStore):
             client=plan.client,
             claim=plan.claim,
             origin=plan.origin,
+            recipe=plan.recipe(),
+            parent=plan.parent,
+            forked_at=plan.forked_at,
             created=plan.created,
             began=began,
             num_dropped=stored.first - 1,

@@ -12,12 +12,13 @@ from functools import partial
 
 from app.engine_link import Event
 from app.errors import APIError, try_later
+from app.tapes.heads import Mark
 from app.tapes.observer import Observer
 from app.tapes.plan import Plan, Terms, sequence_of
 from app.tapes.recovery import Recovery
 from app.tapes.seats import NOTHING, Held, Seats
 from app.tapes.store import TapeStore
-from app.tapes.tape import FEW, Claim, Tape
+from app.tapes.tape import FEW, Beginning, Claim, Tape
 from app.tapes.turnover import Turnover
 from model.messages import Finished, FinishReason, Started, Token
 
@@ -98,11 +99,13 @@ class Registry:
         """Sequences that run or wait; paused ones cost no compute."""
         return self.seats.active
 
-    async def create(self, plan: Plan) -> Tape:
+    async def create(
+        self, plan: Plan, parent: Tape | None = None, beginning: Beginning | None = None
+    ) -> Tape:
         """A new tape, and the generations that fill it; or the one that has the plan's claim.
 
-        The id is 128 random bits. Raises APIError: 409 when another request has that claim, 503
-        when tapes cannot be kept.
+        A fork has the `beginning` of its parent from the start. The id is 128 random bits. Raises
+        APIError: 409 when another request has that claim, 503 when tapes cannot be kept.
         """
         tape = Tape(
             secrets.token_urlsafe(16),
@@ -112,16 +115,22 @@ class Registry:
             client=plan.client,
             claim=plan.claim,
             origin=plan.origin,
+            recipe=plan.recipe(),
+            parent=plan.parent,
+            forked_at=plan.forked_at,
             confirms=self.store.confirms,
         )
         kept = await self.store.add(tape, plan)
         if kept is not tape:
             return _same(kept, plan.claim)
+        if parent and beginning:
+            tape.begin_as(parent, beginning)
+            self.store.wrote(tape)
         tape.plan_size = plan.size
         recording = self._recordings[tape.id] = _Recording(tape, plan.terms)
         self._seat(recording)
         self._start_timers(recording, passed=0.0)
-        self.turnover.begin(self.num_active, len(tape.choices))
+        self.turnover.begin(self.num_active, recording.num_unfinished)
         for observer in self.observers:
             observer.began(tape)
         self._submit(recording, plan)
@@ -351,6 +360,7 @@ class Registry:
 
     def _pause(self, recording: _Recording) -> None:
         tape = recording.tape
+        tape.heads.mark(Mark("pause", tape.written))
         tape.paused = True
         for choice in tape.choices:
             choice.pause()

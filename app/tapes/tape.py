@@ -14,11 +14,14 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
+from app.schemas.native import Status
+from app.tapes.heads import Heads, Mark
+from app.tapes.recipe import Recipe
 from app.tapes.sizes import size_of
 from model.messages import (
     Finished,
@@ -108,7 +111,6 @@ Progress = Queued | Prefilling | Recovering
 Batch = list[Entry | End]
 Item = list[Entry] | End | Gap | Progress  # of what a reader gets
 Turn = Callable[[], Awaitable[None]]
-Status = Literal["queued", "running", "paused", "recovering", "done"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +126,14 @@ class Choice:
     """One of the sequences that a tape is made of; most tapes have one.
 
     `prompt_tokens` is 0 where another choice has the same prompt: it is counted once. Token ids are
-    kept all: they are what another engine needs to go on. `latency` is the time in seconds from the
-    token before to the newest, None for the first one and after a pause; `latencies` are all.
+    kept all: they are what another engine needs to go on. The prompt holds the first
+    `num_in_prompt` of them already, where it is that of a later turn. `latency` is the time in
+    seconds from the token before to the newest, None for the first one and after a pause;
+    `latencies` are all.
     """
 
     prompt_tokens: int
+    num_in_prompt: int = 0
     output_ids: "array[int]" = field(default_factory=lambda: array("i"))
     cached_tokens: int = 0
     started: bool = False
@@ -137,6 +142,11 @@ class Choice:
     latency: float | None = None
     latencies: "array[float]" = field(default_factory=lambda: array("f"))
     _last: float | None = None
+
+    @property
+    def ids_to_go_on(self) -> list[int]:
+        """What an engine needs beside the prompt."""
+        return self.output_ids[self.num_in_prompt :].tolist()
 
     def append(self, entry: Entry) -> None:
         self.output_ids.append(entry.token_id)
@@ -169,6 +179,19 @@ def _share_of_page(size: int) -> int:
     return max(size, PAGE_BYTES // PAGE_ENTRIES)
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a tape takes over from another one: its first entries, `size` bytes of them.
+
+    `counts` has for each choice how many are its own, `reasons` the ends of those that are over.
+    """
+
+    entries: Sequence[Entry]
+    size: int
+    counts: Mapping[int, int]
+    reasons: Mapping[int, FinishReason]
+
+
 @dataclass(slots=True, eq=False)
 class Tape:
     """Entries 1, 2, 3 ... without gaps; the last one is an End, whatever happened.
@@ -178,7 +201,8 @@ class Tape:
     `progress` is what there is to say before the next entry. `origin` is what the surface that
     began it needs to tell of it later. `client` is whose share of the server it counts towards.
     `readers` are attached in this process. `plan_size` is about how many bytes are kept to compute
-    it, until it ends.
+    it, until it ends; `recipe` is kept until it is dropped, so that it can be forked. Of a fork,
+    the first `forked_at` entries are copies of those of the tape `parent`.
 
     Readers are shown entries up to number `last`. These are all, but where a store `confirms` each
     entry before anybody may see it: what is shown can never be lost, nor told otherwise.
@@ -191,6 +215,9 @@ class Tape:
     client: str = ""
     claim: Claim | None = None
     origin: Mapping[str, Any] | None = None
+    recipe: Recipe | None = None
+    parent: str = ""
+    forked_at: int = 0
     confirms: bool = False
     last: int = 0
     created: float = field(default_factory=time.time)  # seconds since 1970, only to be shown
@@ -203,6 +230,7 @@ class Tape:
     queue_ms: float | None = None
     paused: bool = False
     readers: int = 0
+    heads: Heads = field(default_factory=Heads)
     resumes: int = 0  # readers that went on after an entry
     plan_size: int = 0
     entries_size: int = _EMPTY
@@ -215,6 +243,8 @@ class Tape:
 
     def __post_init__(self) -> None:
         self._fixed_size = size_of(self.origin) + _CHOICE * len(self.choices)
+        if self.recipe:
+            self._fixed_size += self.recipe.size
         if self.claim:
             self._fixed_size += size_of(self.claim.key) + size_of(self.claim.digest)
 
@@ -299,7 +329,7 @@ class Tape:
     def _decode_rate(self) -> float | None:
         """Tokens after the first, over the time that they took."""
         seconds = self.decode_seconds
-        return (self.num_tokens - 1) / seconds if seconds else None
+        return (self.num_tokens - self.forked_at - 1) / seconds if seconds else None
 
     def append(self, entry: Entry) -> None:
         """Raises ValueError on a tape that has ended."""
@@ -308,18 +338,33 @@ class Tape:
         self._last = entry.at
         if self._first is None:
             self._first = self._last
-        self.entries.append(entry)
         self.choices[entry.index].append(entry)
         self.progress = None
+        self._add(entry)
+        self._show()
+        if self.entries_size > self.cap:
+            self._drop_oldest()
+
+    def _add(self, entry: Entry) -> None:
+        self.entries.append(entry)
         size = entry.size
         self.entries_size += size
         self._page_size += _share_of_page(size)
         if self._page_size >= PAGE_BYTES:
             self._page_ends.append(self.written)
             self._page_size = 0
+
+    def begin_as(self, other: "Tape", beginning: "Beginning") -> None:
+        """Take over entries of another tape, which took this one no time."""
+        count = len(beginning.entries)
+        self.entries = [*beginning.entries]
+        self.entries_size += beginning.size
+        for index, choice in enumerate(self.choices):
+            tokens = beginning.counts[index]
+            choice.output_ids = other.choices[index].output_ids[:tokens]
+            choice.finish_reason = beginning.reasons.get(index)
+        self._page_ends = other._page_ends[: bisect_right(other._page_ends, count)]
         self._show()
-        if self.entries_size > self.cap:
-            self._drop_oldest()
 
     def extend(self, items: Iterable[Entry | End]) -> None:
         """Copy what somebody else has written."""
@@ -358,6 +403,8 @@ class Tape:
     def announce(self, progress: Progress) -> None:
         """Tell readers what is going on before the next entry; what they know is not repeated."""
         if progress != self.progress and not self.end:
+            if isinstance(progress, Recovering):
+                self.heads.mark(Mark("engine", self.written))
             self.progress = progress
             self._wake()
 

@@ -8,6 +8,7 @@ from model.config import ModelConfig
 from model.errors import ModelLoadError
 from model.loading.gguf import GGUFCheckpoint
 from model.loading.safetensors import SafetensorsCheckpoint
+from model.sampling import SamplingDefaults
 from model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class Checkpoint(Protocol):
     @property
     def chat_template(self) -> str | None:
         """The Jinja source of the model's chat format, if it has one."""
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What the file advises for sampling."""
 
     def tokenizer(self) -> Tokenizer: ...
 

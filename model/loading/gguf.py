@@ -29,6 +29,7 @@ from gguf.quants import QuantError, dequantize, quant_shape_to_byte_shape
 
 from model.config import ModelConfig
 from model.errors import ModelLoadError, errors_name
+from model.loading.sampling_defaults import from_gguf
 from model.loading.strangers import HEAD_BYTES, what_it_is
 from model.tokenizer import Tokenizer
 
@@ -95,6 +96,7 @@ class GGUFCheckpoint:
                 self._metadata, name=self.name, tensor_names=self._tensors.keys()
             )
             self.chat_template = _chat_template(self._metadata)
+            self.sampling_defaults = from_gguf(self._metadata)
 
     def tokenizer(self) -> Tokenizer:
         """Build the tokenizer. Raises ModelLoadError."""

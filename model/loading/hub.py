@@ -25,7 +25,7 @@ def resolve(model: str, *, revision: str | None = None) -> Path:
     Raises:
         ModelLoadError: there is no such model, or it cannot be downloaded.
     """
-    if model.lower() in _BUNDLED_NAMES:
+    if is_built_in(model):
         return _bundled()
     # An empty name would be the working directory.
     if model and (path := _local(model)):
@@ -40,6 +40,11 @@ def resolve(model: str, *, revision: str | None = None) -> Path:
         f"{model!r:.200} is no model: give {DEFAULT_MODEL}, the path of a .gguf file, the path of "
         "a directory with *.safetensors, or the org/name of a model on the Hugging Face hub"
     )
+
+
+def is_built_in(model: str) -> bool:
+    """Whether this names the model that comes with Tickertape."""
+    return model.lower() in _BUNDLED_NAMES
 
 
 def _local(model: str) -> Path | None:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from model.config import ModelConfig
 from model.errors import ModelLoadError, errors_name
+from model.loading.sampling_defaults import from_generation_config
 from model.loading.strangers import head_of, is_stranger, what_it_is
 from model.tokenizer import Tokenizer
 
@@ -71,11 +72,13 @@ class SafetensorsCheckpoint:
                         f"{file.name}: this is not a safetensors file{what_it_is(head)}"
                     )
             self._tokenizer_config = _read_json(directory / "tokenizer_config.json", optional=True)
+            generation_config = _read_json(directory / "generation_config.json", optional=True)
             self.config = ModelConfig.from_hf(
                 _read_json(directory / "config.json"),
                 name=self.name,
-                generation_config=_read_json(directory / "generation_config.json", optional=True),
+                generation_config=generation_config,
             )
+            self.sampling_defaults = from_generation_config(generation_config)
             self.chat_template = _chat_template(directory, self._tokenizer_config)
 
     def tokenizer(self) -> Tokenizer:

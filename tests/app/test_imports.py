@@ -26,6 +26,7 @@ FLOORS = [
     ["app.json_answer", "app.arrivals"],
     ["app.services"],
     ["app.admission", "app.security", "app.limits", "app.hosts", "app.cors"],
+    ["app.sampling_defaults"],
     ["app.caller"],
     ["app.sse", "app.dash"],
     ["app.metrics", "app.logs", "app.tracing"],
@@ -39,6 +40,7 @@ FLOORS = [
         "app.engine_watchdog",
         "app.errors",
         "app.options",
+        "app.loopback",
         "app.own_redis",
         "app.client",
         "app.client_http",
@@ -65,6 +67,7 @@ FREE_OF_TORCH = {
     "model.grammar",
     "model.loading.checkpoint",
     "model.loading.hub",
+    "model.loading.sampling_defaults",
 }
 
 

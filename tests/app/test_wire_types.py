@@ -49,6 +49,7 @@ LEAST: dict[str, Object] = {
     "/generate": {"prompt": "x"},
     "/v1/responses": {"input": "x"},
     "/v1/tapes": {"prompt": "x"},
+    "/v1/tapes/{tape_id}/fork": {"after": 0},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [1]},
 }

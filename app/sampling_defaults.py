@@ -1,0 +1,55 @@
+"""What stands for the sampling fields that a request leaves out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from app import strict_json
+from app.options import SettingsError
+from app.schemas.sampling import DrawFields
+from app.settings import EngineSettings
+from model.loading.checkpoint import Checkpoint
+from model.loading.hub import is_built_in
+from model.loading.sampling_defaults import BUILT_IN, from_generation_config
+from model.sampling import SamplingDefaults
+
+
+def sampling_defaults(settings: EngineSettings, checkpoint: Checkpoint) -> SamplingDefaults:
+    """As --generation-config wants them. Raises SettingsError when its file cannot be read."""
+    match settings.generation_config:
+        case "auto":
+            return BUILT_IN if is_built_in(settings.model) else checkpoint.sampling_defaults
+        case "none":
+            return SamplingDefaults()
+        case path:
+            return from_generation_config(_read(Path(path)))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    file = path
+    try:
+        file = path / "generation_config.json" if path.is_dir() else path
+        found = strict_json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"--generation-config (or TICKERTAPE_GENERATION_CONFIG): {file} cannot be read "
+            f"({error}); give auto, none, or the path of a generation_config.json"
+        ) from None
+    if not isinstance(found, dict):
+        raise SettingsError(
+            f"--generation-config (or TICKERTAPE_GENERATION_CONFIG): {file} has no JSON object; "
+            "give auto, none, or the path of a generation_config.json"
+        )
+    return found
+
+
+def chosen(fields: DrawFields, defaults: SamplingDefaults) -> dict[str, Any]:
+    """The sampling fields of a request: as sent, else the model's own, else the API's."""
+    own = msgspec.structs.asdict(defaults)
+    kept = fields.model_fields_set | fields.own_defaults
+    return {
+        name: getattr(fields, name) if name in kept or value is None else value
+        for name, value in own.items()
+    }
