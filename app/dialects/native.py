@@ -122,6 +122,8 @@ def done_data(end: End) -> dict[str, Any]:
         "usage": end.usage,
         "timings": end.timings,
     }
+    if end.note:
+        data["note"] = end.note
     if end.error:
         kind = "timeout_error" if end.finish_reason == "timeout" else "server_error"
         data["error"] = {"type": kind, "message": end.error, "param": None, "code": None}
@@ -139,6 +141,8 @@ def answer(tape: Tape, end: End) -> Iterator[bytes]:
         "timings": end.timings,
         "tape": tape.id,
     }
+    if end.note:
+        data["note"] = end.note
     later = {"logprobs": LATER} if has_logprobs else {}
     yield from written(data | later, [items(entries, logprobs_data)] if later else [])
 

@@ -38,6 +38,7 @@ class DoneFrame(BaseModel):
     usage: Usage
     timings: Timings
     error: ErrorDetail | None = None
+    note: str | None = None
 
 
 _FRAMES: dict[str, type[BaseModel]] = {

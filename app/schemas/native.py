@@ -141,6 +141,9 @@ class GenerateAnswer(BaseModel):
     usage: Usage
     timings: Timings
     tape: str
+    note: str | None = Field(
+        None, exclude_if=lambda value: value is None, description="Why the answer is empty."
+    )
     logprobs: list[Logprob] | None = Field(None, exclude_if=lambda value: value is None)
 
 

@@ -42,6 +42,11 @@ _TOKEN: Final = 8  # bytes of a token's id and latency: they stay when its entry
 PAGE_BYTES: Final = 64 * 1024  # of memory; as JSON they are about half
 PAGE_ENTRIES: Final = 128
 
+EMPTY: Final = (
+    "the model ended its answer without any text; ask in messages rather than by a prompt, say it "
+    "in other words, take another seed, or set min_tokens"
+)
+
 FEW: Final = 4  # readers of one tape, or entries that one lacks, for which nobody takes turns
 
 _MAX_LATENCIES: Final = 100_000  # that a percentile is computed of
@@ -85,13 +90,17 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The last entry of every tape. `reasons` are those of its choices, `finish_reason` of all."""
+    """The last entry of every tape. `reasons` are those of its choices, `finish_reason` of all.
+
+    `note` is for a person who wonders about the answer.
+    """
 
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
     error: str | None = None
     reasons: tuple[FinishReason, ...] = ()
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,9 +450,15 @@ class Tape:
         """Write the terminal entry; on a tape that has one already, nothing happens."""
         if self.end is None:
             reasons = tuple(choice.finish_reason or reason for choice in self.choices)
-            self.end = End(reason, self.usage, self.timings, error, reasons)
+            note = EMPTY if reason == "stop" and self._is_empty else None
+            self.end = End(reason, self.usage, self.timings, error, reasons, note)
             self.ended_at = time.monotonic()
             self._show()
+
+    @property
+    def _is_empty(self) -> bool:
+        """Whether the model has said nothing that can be read."""
+        return not self.num_dropped and not any(entry.text.strip() for entry in self.entries)
 
     def _show(self) -> None:
         if not self.confirms:

@@ -10,7 +10,7 @@ import pytest
 
 from model.loading.sampling_defaults import from_generation_config, from_gguf
 from model.sampling import SamplingDefaults
-from tests.server import running
+from tests.server import parse_frames, running
 
 CHAT = [{"role": "user", "content": "Name three colours."}]
 GREEDY = {"temperature": 0, "max_length": 20}
@@ -69,6 +69,20 @@ async def test_wrong_messages_are_named(http: httpx.AsyncClient, messages: Any, 
 async def test_a_get_takes_a_prompt_only(http: httpx.AsyncClient) -> None:
     answer = await http.get("/generate", params={"messages": json.dumps(CHAT)})
     assert answer.status_code == 422
+
+
+async def test_an_empty_answer_says_what_to_do(http: httpx.AsyncClient) -> None:
+    """The first token ends it: every token does."""
+    tokens = list(range(2, 50))
+    bias = {str(token): 100 for token in tokens[:1]}
+    body = {"messages": CHAT, "temperature": 0, "logit_bias": bias, "stop_token_ids": tokens}
+    answer = (await http.post("/generate", json=body)).json()
+    assert answer["generated_text"] == ""
+    assert "min_tokens" in answer["note"]
+    stream = await http.post("/generate", json=body | {"stream": True})
+    assert json.loads(parse_frames(stream.text)[-1].data or "")["note"] == answer["note"]
+    full = (await http.post("/generate", json={"messages": CHAT, **GREEDY})).json()
+    assert "note" not in full
 
 
 # ---- sampling defaults
