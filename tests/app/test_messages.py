@@ -209,7 +209,7 @@ async def test_the_engine_can_be_killed_in_a_demo_only(
 
 
 async def test_heads_say_where_readers_are_and_what_happened(http: httpx.AsyncClient) -> None:
-    body = {"prompt": "The sea", "max_length": 60, "ignore_eos": True, "temperature": 0}
+    body = {"prompt": "The sea", "max_length": 300, "ignore_eos": True, "temperature": 0}
     tape = (await http.post("/v1/tapes", json=body)).json()["tape"]
     async with http.stream("GET", f"/v1/tapes/{tape}") as response:
         reader = int(response.headers["X-Reader"])
@@ -224,7 +224,7 @@ async def test_heads_say_where_readers_are_and_what_happened(http: httpx.AsyncCl
     await http.get(f"/v1/tapes/{tape}", headers={"Last-Event-ID": f"{tape}:1"})
     heads = (await http.get(f"/v1/tapes/{tape}/heads")).json()
     assert heads["status"] == "done"
-    assert heads["last_entry"] == 61
+    assert heads["last_entry"] == 301
     assert heads["readers"] == []
     kinds = [mark["kind"] for mark in heads["marks"]]
     assert kinds[0] == "leave"
