@@ -10,7 +10,7 @@ import pytest
 
 from model.loading.sampling_defaults import from_generation_config, from_gguf
 from model.sampling import SamplingDefaults
-from tests.server import parse_frames, running
+from tests.server import parse_frames, read_stream, running
 
 CHAT = [{"role": "user", "content": "Name three colours."}]
 GREEDY = {"temperature": 0, "max_length": 20}
@@ -213,7 +213,9 @@ async def test_heads_say_where_readers_are_and_what_happened(http: httpx.AsyncCl
     tape = (await http.post("/v1/tapes", json=body)).json()["tape"]
     async with http.stream("GET", f"/v1/tapes/{tape}") as response:
         reader = int(response.headers["X-Reader"])
-        async for _ in response.aiter_raw():
+        async for frame in read_stream(response):
+            if frame.event != "token":
+                continue
             heads = (await http.get(f"/v1/tapes/{tape}/heads")).json()
             assert [one["reader"] for one in heads["readers"]] == [reader]
             break
