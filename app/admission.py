@@ -244,7 +244,6 @@ def sampling_params(
         seed=secrets.randbits(63) if fields.seed is None else fields.seed,
         **chosen(fields, defaults),
         presence_penalty=fields.presence_penalty,
-        frequency_penalty=fields.frequency_penalty,
         logit_bias=fields.logit_bias,
         stop=tuple(fields.stop),
         stop_token_ids=tuple(fields.stop_token_ids),

@@ -46,10 +46,16 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def chosen(fields: DrawFields, defaults: SamplingDefaults) -> dict[str, Any]:
-    """The sampling fields of a request: as sent, else the model's own, else the API's."""
+    """The sampling fields of a request: as sent, else the model's own, else the API's.
+
+    A greedy answer is the argmax: of the model's own nothing counts for it.
+    """
     own = msgspec.structs.asdict(defaults)
     kept = fields.model_fields_set | fields.own_defaults
-    return {
+    found = {
         name: getattr(fields, name) if name in kept or value is None else value
         for name, value in own.items()
     }
+    if found["temperature"] == 0:
+        return {name: getattr(fields, name) for name in own} | {"temperature": 0.0}
+    return found

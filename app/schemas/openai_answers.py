@@ -217,6 +217,7 @@ class Sampling(BaseModel):
     top_p: float
     min_p: float
     repetition_penalty: float
+    frequency_penalty: float
 
 
 class Model(BaseModel):

@@ -13,6 +13,7 @@ from model.sampling import SamplingDefaults
 from tests.server import parse_frames, read_stream, running
 
 CHAT = [{"role": "user", "content": "Name three colours."}]
+OWN = {"temperature": 0.6, "top_k": 40, "top_p": 0.95, "min_p": 0.1, "frequency_penalty": 0.2}
 GREEDY = {"temperature": 0, "max_length": 20}
 
 
@@ -102,11 +103,10 @@ async def test_the_built_in_model_has_defaults_of_its_own(http: httpx.AsyncClien
     assert model["chat"]
     assert not model["demo"]
     shown = model["sampling"]
-    own = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
-    assert shown == own | {"repetition_penalty": 1.0}
+    assert shown == OWN | {"repetition_penalty": 1.0}
     assert (await http.get(f"/v1/models/{model['id']}")).json()["sampling"] == shown
     assert await sampled(http) == await sampled(http, **shown)
-    plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "frequency_penalty": 0}
     assert await sampled(http, **plain) != await sampled(http), "what is sent always wins"
 
 
@@ -116,19 +116,24 @@ async def test_generate_keeps_its_documented_temperature(http: httpx.AsyncClient
     assert answer == await sampled(http, temperature=0.7)
 
 
+async def test_a_greedy_answer_is_the_argmax(http: httpx.AsyncClient) -> None:
+    """None of the model's own defaults counts for it."""
+    none = {"repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
+    assert await sampled(http, temperature=0) == await sampled(http, temperature=0, **none)
+
+
 async def test_openai_surfaces_take_them_too(http: httpx.AsyncClient) -> None:
     asked = {"messages": CHAT, "seed": 7, "max_tokens": 30}
-    own = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 
     async def answer(**fields: Any) -> Any:
         response = await http.post("/v1/chat/completions", json=asked | fields)
         return response.json()["choices"][0]["message"]["content"]
 
-    assert await answer() == await answer(**own)
-    assert await answer(temperature=None) == await answer(**own), "null is a field left out"
+    assert await answer() == await answer(**OWN)
+    assert await answer(temperature=None) == await answer(**OWN), "null is a field left out"
     body = {"input": "Hi", "max_output_tokens": 2}
     response = (await http.post("/v1/responses", json=body)).json()
-    assert (response["temperature"], response["top_p"]) == (0.8, 0.95)
+    assert (response["temperature"], response["top_p"]) == (0.6, 0.95)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +165,10 @@ def test_the_option_says_whose_defaults_count(
     flags = ("--model", str(advised_model), "--generation-config", flag)
     with running(tmp_path / "log", *flags) as server:
         answer = httpx.get(f"{server.url}/v1/models", timeout=30).json()
-    assert answer["data"][0]["sampling"] == expected | {"min_p": 0.0}
+    assert answer["data"][0]["sampling"] == expected | {
+        "min_p": 0.0,
+        "frequency_penalty": 0.0,
+    }
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, tiny_model: Path) -> None:
@@ -208,30 +216,35 @@ async def test_the_engine_can_be_killed_in_a_demo_only(
 # ---- heads
 
 
-async def test_heads_say_where_readers_are_and_what_happened(http: httpx.AsyncClient) -> None:
-    body = {"prompt": "The sea", "max_length": 300, "ignore_eos": True, "temperature": 0}
-    tape = (await http.post("/v1/tapes", json=body)).json()["tape"]
-    async with http.stream("GET", f"/v1/tapes/{tape}") as response:
+async def first_token(http: httpx.AsyncClient, tape: str, **headers: str) -> int:
+    """Read a tape up to the first token, and leave; the reader's number."""
+    async with http.stream("GET", f"/v1/tapes/{tape}", headers=headers) as response:
         reader = int(response.headers["X-Reader"])
         async for frame in read_stream(response):
-            if frame.event != "token":
-                continue
-            heads = (await http.get(f"/v1/tapes/{tape}/heads")).json()
-            assert [one["reader"] for one in heads["readers"]] == [reader]
-            break
+            if frame.event == "token":
+                heads = (await http.get(f"/v1/tapes/{tape}/heads")).json()
+                assert [one["reader"] for one in heads["readers"]] == [reader]
+                break
     while True:
         if not (await http.get(f"/v1/tapes/{tape}/heads")).json()["readers"]:
-            break
+            return reader
         await asyncio.sleep(0.01)
-    await http.get(f"/v1/tapes/{tape}", headers={"Last-Event-ID": f"{tape}:1"})
+
+
+async def test_heads_say_where_readers_are_and_what_happened(http: httpx.AsyncClient) -> None:
+    body = {"prompt": "The sea", "max_length": 5000, "ignore_eos": True, "grace": 60}
+    tape = (await http.post("/v1/tapes", json=body)).json()["tape"]
+    first = await first_token(http, tape)
+    second = await first_token(http, tape, **{"Last-Event-ID": f"{tape}:1"})
     heads = (await http.get(f"/v1/tapes/{tape}/heads")).json()
-    assert heads["status"] == "done"
-    assert heads["last_entry"] == 301
-    assert heads["readers"] == []
-    kinds = [mark["kind"] for mark in heads["marks"]]
-    assert kinds[0] == "leave"
-    assert "resume" in kinds
-    (resumed,) = [mark for mark in heads["marks"] if mark["kind"] == "resume"]
-    assert resumed["entry"] == 1
-    assert resumed["replayed"] >= 0
+    assert heads["status"] == "paused"
+    left, paused, resumed, *again = heads["marks"]
+    assert (left["kind"], left["reader"]) == ("leave", first)
+    assert 1 <= left["entry"] <= paused["entry"]
+    assert paused["kind"] == "pause"
+    assert (resumed["kind"], resumed["entry"], resumed["reader"]) == ("resume", 1, second)
+    assert resumed["replayed"] == paused["entry"] - 1
+    assert [mark["kind"] for mark in again] == ["leave", "pause"]
+    assert heads["last_entry"] == again[1]["entry"]
+    await http.delete(f"/v1/tapes/{tape}")
     assert (await http.get(f"/v1/tapes/{'A' * 22}/heads")).status_code == 404
