@@ -1,6 +1,7 @@
 """POST /v1/tapes/{id}/fork: a tape that begins as another one, and goes on differently."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,24 @@ async def test_what_cannot_be_forked_is_refused_with_the_reason(http: httpx.Asyn
         assert words in error["message"], (body, error)
     unknown = await http.post(f"/v1/tapes/{'A' * 22}/fork", json={"after": 0})
     assert unknown.status_code == 404
+
+
+async def test_its_first_token_takes_two_steps_at_most(http: httpx.AsyncClient) -> None:
+    """Copied positions come from the prefix cache, but for those of the last block."""
+
+    async def steps() -> int:
+        text = (await http.get("/metrics")).text
+        (count,) = re.findall(r"iteration_tokens_total_count\S* ([0-9.]+)", text)
+        return int(float(count))
+
+    body = {"prompt": "word " * 1500, "temperature": 0, "ignore_eos": True, "max_length": 60}
+    tape = await begin(http, **body)
+    for after in (1, 17, 40, 59):
+        before = await steps()
+        await entries(http, await fork(http, tape, after, max_length=after + 1))
+        taken = await steps() - before
+        print(f"after {after} entries: the first token in {taken} steps")
+        assert 1 <= taken <= 2
 
 
 async def test_the_same_key_is_the_same_fork(http: httpx.AsyncClient) -> None:
