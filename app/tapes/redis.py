@@ -37,7 +37,7 @@ logger = logging.getLogger("tickertape.redis")
 
 _BEAT: Final = LEASE / 3
 _PATIENCE: Final = 5.0  # seconds that a request waits for Redis
-_AT_ONCE: Final = 512  # entries of a tape
+_AT_ONCE: Final = 128  # entries of a tape that are sent
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds before what has failed is tried again
 
 T = TypeVar("T")

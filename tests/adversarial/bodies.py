@@ -193,7 +193,7 @@ def _attempt(
 
 
 def posted(operation: Operation, body: bytes, more: Headers = ()) -> Request:
-    path = operation.path.replace("{response_id}", RESPONSE)
+    path = operation.path.replace("{response_id}", RESPONSE).replace("{tape_id}", TAPE)
     return Request(operation.method, path, (JSON, *more), body)
 
 

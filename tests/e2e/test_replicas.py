@@ -193,6 +193,31 @@ async def test_a_response_is_retrieved_and_continued_elsewhere(pair: Replicas) -
         assert second.previous_response_id == first.id
 
 
+async def test_a_tape_is_forked_elsewhere_and_the_fork_outlives_its_writer(
+    mortal: Replicas,
+) -> None:
+    """More entries are copied than Redis is given at once."""
+    here, there = mortal.http
+    whole = await read_all(here, body(9))
+    for after in (0, 300):
+        forked = await there.post(f"/v1/tapes/{whole.tape}/fork", json={"after": after})
+        assert forked.status_code == 201
+        reading = Reading(tape=forked.json()["tape"])
+        await mortal.read(reading, 0)
+        assert reading.token_ids == whole.token_ids
+        accept = {"Accept": "application/json"}
+        snapshot = await here.get(f"/v1/tapes/{reading.tape}", headers=accept)
+        assert (snapshot.json()["parent"], snapshot.json()["forked_at"]) == (whole.tape, after)
+    last = Reading(
+        tape=(await there.post(f"/v1/tapes/{whole.tape}/fork", json={"after": 100})).json()["tape"]
+    )
+    task = asyncio.create_task(mortal.read(last, 0))
+    await has(last, 120)
+    mortal.kill(1)
+    await task
+    assert last.token_ids == whole.token_ids
+
+
 async def test_a_replica_is_killed_and_the_other_goes_on(mortal: Replicas) -> None:
     """Half of the readers lose their connection, the others do not notice."""
     here, _ = mortal.http
