@@ -4,8 +4,9 @@ import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from pydantic import ValidationError
 
@@ -36,6 +37,7 @@ class LocalModel:
         self._options = configuration(settings, path)
         self._preparation = Preparation(path)
         self._tokenizer = checkpoint.tokenizer()
+        self._name = checkpoint.name if Path(settings.model).exists() else settings.model
         self._has_chat_template = checkpoint.chat_template is not None
         self._vocab_size = checkpoint.config.vocab_size
 
@@ -45,7 +47,7 @@ class LocalModel:
         if self._has_chat_template:
             await self._preparation.start()
         try:
-            self._context = (await self._link.loaded()).max_model_len
+            self._ready = await self._link.loaded()
         except EngineError as error:
             await self._stop()
             raise ModelLoadError(str(error)) from None
@@ -63,6 +65,20 @@ class LocalModel:
         await self._preparation.stop()
         await self._link.stop()
 
+    @property
+    def _context(self) -> int:
+        return self._ready.max_model_len
+
+    async def version(self) -> dict[str, Any]:
+        """As `Client.version`: model, dtype, device, max_model_len."""
+        ready = self._ready
+        return {
+            "model": self._name,
+            "dtype": ready.dtype,
+            "device": ready.device,
+            "max_model_len": ready.max_model_len,
+        }
+
     async def generate(self, prompt: str, **options: Unpack[Options]) -> Events:
         """Like `Client.generate`. Raises TickertapeError for what the model cannot honour."""
         fields = _checked(prompt, options)
@@ -72,7 +88,10 @@ class LocalModel:
                 yield event
 
     async def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Events:
-        """The model's next turn in a conversation of {"role", "content"} messages."""
+        """The model's next turn in a conversation of {"role", "content"} messages.
+
+        Without `max_length` the model's end or its context ends it.
+        """
         if not self._has_chat_template:
             raise TickertapeError("this model has no chat template; use `tickertape generate`")
         job = Encode([Conversation(messages)])
@@ -80,8 +99,10 @@ class LocalModel:
             encoded = await self._preparation.encode(job, client="", name="messages")
         except APIError as error:
             raise TickertapeError(error.detail) from error
-        fields = _checked("chat", options)
-        async with contextlib.aclosing(self._stream(ids_of(encoded.ids[0]), fields)) as events:
+        prompt_ids = ids_of(encoded.ids[0])
+        rest = max(self._context - len(prompt_ids), 1)
+        fields = _checked("chat", {"max_length": rest, **options})
+        async with contextlib.aclosing(self._stream(prompt_ids, fields)) as events:
             async for event in events:
                 yield event
 
