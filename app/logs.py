@@ -24,12 +24,15 @@ Form = Literal["auto", "json", "text"]
 # uvicorn says the same in colours; and warns of what app/http_limits.py tells more of.
 _UNWANTED = ("color_message", "_record", "_from_structlog", "_ray_timestamp_ns")
 _TOLD_BETTER = "Invalid HTTP request received."
-# The banner says all this to a person, when the model is ready.
-_START_UP = (
+# To a person the banner says more, and the prompt of the shell that it is over.
+_OF_UVICORN = (
     "Started server process",
     "Waiting for application startup",
     "Application startup complete",
     "Uvicorn running on",
+    "Waiting for application shutdown",
+    "Application shutdown complete",
+    "Finished server process",
 )
 
 
@@ -41,7 +44,7 @@ def configure(level: str, form: Form = "auto") -> None:
     person = for_a_person(form)
     handler = logging.StreamHandler()
     handler.setFormatter(formatter(as_text=person or form == "text", on_terminal=person))
-    unwanted = (_TOLD_BETTER, *_START_UP) if person else (_TOLD_BETTER,)
+    unwanted = (_TOLD_BETTER, *_OF_UVICORN) if person else (_TOLD_BETTER,)
     handler.addFilter(lambda record: not str(record.msg).startswith(unwanted))
     root = logging.getLogger()
     root.handlers = [handler]

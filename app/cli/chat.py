@@ -112,7 +112,7 @@ class _Chat:
             self._runner.run(typed.type_all(self._model.chat(messages, **options)))
         except KeyboardInterrupt:
             type_text("\n")
-            note("stopped; the conversation goes on")
+            note("stopped" if typed.text else "stopped before the first token: nothing was asked")
         finally:
             self._keep(typed)
 
