@@ -11,7 +11,7 @@ from typing import Any, Self, Unpack
 from pydantic import ValidationError
 
 from app.admission import check_token_ids, room, sampling_params
-from app.client import Done, Event, GenerationError, Options, TickertapeError, Token
+from app.client import Done, Event, GenerationError, Options, Status, TickertapeError, Token
 from app.dialects.native import logprobs_data
 from app.engine_link import EngineError, EngineLink, configuration
 from app.errors import APIError, from_validation
@@ -22,7 +22,16 @@ from app.tapes.tape import Choice, Tape
 from model.errors import ModelLoadError
 from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
-from model.messages import Conversation, Encode, Generate, Message, Started, ids_of
+from model.messages import (
+    Conversation,
+    Encode,
+    Generate,
+    Message,
+    Prefilling,
+    Queued,
+    Started,
+    ids_of,
+)
 from model.sampling import SamplingParams
 
 Events = AsyncGenerator[Event, None]
@@ -118,7 +127,11 @@ class LocalModel:
         try:
             async for event in self._link.generate(request):
                 tape.record(event)
-                if not isinstance(event, Started):
+                if isinstance(event, Queued):
+                    yield Status("queued", {"position": event.position})
+                elif isinstance(event, Prefilling):
+                    yield Status("prefill", {"done": event.done, "total": event.total})
+                elif not isinstance(event, Started):
                     yield _client_event(tape)
         except EngineError as error:
             raise TickertapeError(str(error)) from error

@@ -17,6 +17,7 @@ PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 QUIET = ("--progress-bar", "off")
 
 _FETCHES = re.compile(r"\s*(?:Downloading|Using cached) (?:\S*/)?(\S+?)(?:\.metadata)? \((.+?)\)")
+_ON_DISK = re.compile(r"\s*Processing (\S+\.whl)")
 _INSTALLED = re.compile(r"Successfully installed (.*)")
 _LARGE = re.compile(r"(?:\d{2,}(?:\.\d+)? MB|.* GB)")
 _WIDTH = 78
@@ -47,7 +48,10 @@ class Line:
 
 
 def fetched(line: str) -> tuple[str, str] | None:
-    """The package and the size in one of pip's lines about a download."""
+    """The package and the size in one of pip's lines about a download, or a file that is here."""
+    if here := _ON_DISK.match(line):
+        path = Path(here[1])
+        line = f"Downloading {path.name} ({path.stat().st_size / 1e6:.1f} MB)"
     match = _FETCHES.match(line)
     if match is None or line.rstrip().split(" (")[0].endswith(".metadata"):
         return None

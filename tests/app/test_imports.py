@@ -28,7 +28,7 @@ FLOORS = [
     ["app.admission", "app.security", "app.limits", "app.hosts", "app.cors"],
     ["app.caller"],
     ["app.sse", "app.dash"],
-    ["app.metrics", "app.logs", "app.tracing"],
+    ["app.metrics", "app.logs", "app.tracing", "app.banner"],
     ["app.dialects"],
     ["app.tapes"],
     ["app.engine_link", "app.preparation"],
@@ -49,6 +49,7 @@ FLOORS = [
         "app.standard_streams",
         "app.strict_json",
         "app.frame_cache",
+        "app.listening",
         "app.sending",
         "app.turns",
     ],
@@ -65,6 +66,9 @@ FREE_OF_TORCH = {
     "model.grammar",
     "model.loading.checkpoint",
     "model.loading.hub",
+    "model.loading.pulled",
+    "model.loading.stored",
+    "model.memory",
 }
 
 
