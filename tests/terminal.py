@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import termios
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -87,6 +88,7 @@ def on_terminal(command: Sequence[str], environment: Mapping[str, str]) -> Itera
     """`command` on a terminal; it is hung up on at the end of the block."""
     pid, descriptor = pty.fork()
     if pid == 0:
+        termios.tcsetwinsize(0, (24, 100))
         os.environ.update({"TERM": "xterm", **environment})
         os.execv(command[0], list(command))
     terminal = Terminal(pid, descriptor)

@@ -10,6 +10,7 @@ from app.client import Options
 from app.options import SAMPLING, sampling_field
 
 HELP = """\
+/help                 show this list
 /system [TEXT]        tell the model about itself; without TEXT, show it
 /set [NAME [VALUE]]   change a sampling option; VALUE `default` leaves it to the model
 /regenerate           answer the last question again
