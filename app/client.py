@@ -314,6 +314,19 @@ class Client:
         )
         return _object(response)
 
+    async def version(self) -> dict[str, Any]:
+        """What the server is: version, model, dtype, device, max_model_len."""
+        return _object(await self._request("GET", "/version"))
+
+    async def operations(self) -> dict[str, Any]:
+        """How the server is doing now: the newest `sample`, and this key's `tapes`."""
+        response = await self._request("GET", "/v1/dash?samples=1")
+        frames = EventStreamParser().feed(response.content)
+        for frame in frames:
+            if frame.event == "sample":
+                return dict(json.loads(frame.data))
+        raise ConnectionLostError("the server ended before it told how it is doing; ask again")
+
     async def _request(
         self,
         method: str,

@@ -4,13 +4,14 @@ import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from pydantic import ValidationError
 
 from app.admission import check_token_ids, room, sampling_params
-from app.client import Done, Event, GenerationError, Options, TickertapeError, Token
+from app.client import Done, Event, GenerationError, Options, Status, TickertapeError, Token
 from app.dialects.native import logprobs_data
 from app.engine_link import EngineError, EngineLink, configuration
 from app.errors import APIError, from_validation
@@ -22,7 +23,16 @@ from app.tapes.tape import Choice, Tape
 from model.errors import ModelLoadError
 from model.loading.checkpoint import open_checkpoint
 from model.loading.hub import resolve
-from model.messages import Conversation, Encode, Generate, Message, Started, ids_of
+from model.messages import (
+    Conversation,
+    Encode,
+    Generate,
+    Message,
+    Prefilling,
+    Queued,
+    Started,
+    ids_of,
+)
 from model.sampling import SamplingParams
 
 Events = AsyncGenerator[Event, None]
@@ -37,6 +47,7 @@ class LocalModel:
         self._options = configuration(settings, path)
         self._preparation = Preparation(path)
         self._tokenizer = checkpoint.tokenizer()
+        self._name = checkpoint.name if Path(settings.model).exists() else settings.model
         self._has_chat_template = checkpoint.chat_template is not None
         self._vocab_size = checkpoint.config.vocab_size
         self._defaults = sampling_defaults(settings, checkpoint)
@@ -47,7 +58,7 @@ class LocalModel:
         if self._has_chat_template:
             await self._preparation.start()
         try:
-            self._context = (await self._link.loaded()).max_model_len
+            self._ready = await self._link.loaded()
         except EngineError as error:
             await self._stop()
             raise ModelLoadError(str(error)) from None
@@ -65,6 +76,20 @@ class LocalModel:
         await self._preparation.stop()
         await self._link.stop()
 
+    @property
+    def _context(self) -> int:
+        return self._ready.max_model_len
+
+    async def version(self) -> dict[str, Any]:
+        """As `Client.version`: model, dtype, device, max_model_len."""
+        ready = self._ready
+        return {
+            "model": self._name,
+            "dtype": ready.dtype,
+            "device": ready.device,
+            "max_model_len": ready.max_model_len,
+        }
+
     async def generate(self, prompt: str, **options: Unpack[Options]) -> Events:
         """Like `Client.generate`. Raises TickertapeError for what the model cannot honour."""
         fields = _checked(prompt, options)
@@ -74,7 +99,10 @@ class LocalModel:
                 yield event
 
     async def chat(self, messages: Sequence[Message], **options: Unpack[Options]) -> Events:
-        """The model's next turn in a conversation of {"role", "content"} messages."""
+        """The model's next turn in a conversation of {"role", "content"} messages.
+
+        Without `max_length` the model's end or its context ends it.
+        """
         if not self._has_chat_template:
             raise TickertapeError("this model has no chat template; use `tickertape generate`")
         job = Encode([Conversation(messages)])
@@ -82,8 +110,10 @@ class LocalModel:
             encoded = await self._preparation.encode(job, client="", name="messages")
         except APIError as error:
             raise TickertapeError(error.detail) from error
-        fields = _checked("chat", options)
-        async with contextlib.aclosing(self._stream(ids_of(encoded.ids[0]), fields)) as events:
+        prompt_ids = ids_of(encoded.ids[0])
+        rest = max(self._context - len(prompt_ids), 1)
+        fields = _checked("chat", {"max_length": rest, **options})
+        async with contextlib.aclosing(self._stream(prompt_ids, fields)) as events:
             async for event in events:
                 yield event
 
@@ -99,7 +129,11 @@ class LocalModel:
         try:
             async for event in self._link.generate(request):
                 tape.record(event)
-                if not isinstance(event, Started):
+                if isinstance(event, Queued):
+                    yield Status("queued", {"position": event.position})
+                elif isinstance(event, Prefilling):
+                    yield Status("prefill", {"done": event.done, "total": event.total})
+                elif not isinstance(event, Started):
                     yield _client_event(tape)
         except EngineError as error:
             raise TickertapeError(str(error)) from error

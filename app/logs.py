@@ -24,6 +24,16 @@ Form = Literal["auto", "json", "text"]
 # uvicorn says the same in colours; and warns of what app/http_limits.py tells more of.
 _UNWANTED = ("color_message", "_record", "_from_structlog", "_ray_timestamp_ns")
 _TOLD_BETTER = "Invalid HTTP request received."
+# To a person the banner says more, and the prompt of the shell that it is over.
+_OF_UVICORN = (
+    "Started server process",
+    "Waiting for application startup",
+    "Application startup complete",
+    "Uvicorn running on",
+    "Waiting for application shutdown",
+    "Application shutdown complete",
+    "Finished server process",
+)
 
 
 def configure(level: str, form: Form = "auto") -> None:
@@ -31,11 +41,11 @@ def configure(level: str, form: Form = "auto") -> None:
 
     For people on a terminal, as JSON elsewhere, unless `form` says which.
     """
-    on_terminal = sys.stderr.isatty()
-    as_text = form == "text" or (form == "auto" and on_terminal)
+    person = for_a_person(form)
     handler = logging.StreamHandler()
-    handler.setFormatter(formatter(as_text=as_text, colours=as_text and on_terminal))
-    handler.addFilter(lambda record: record.msg != _TOLD_BETTER)
+    handler.setFormatter(formatter(as_text=person or form == "text", on_terminal=person))
+    unwanted = (_TOLD_BETTER, *_OF_UVICORN) if person else (_TOLD_BETTER,)
+    handler.addFilter(lambda record: not str(record.msg).startswith(unwanted))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
@@ -43,25 +53,61 @@ def configure(level: str, form: Form = "auto") -> None:
         logging.getLogger(name).setLevel(level.upper())
 
 
-def formatter(*, as_text: bool, colours: bool = False) -> logging.Formatter:
-    """One line for each record; only a traceback has more, and only for people."""
+def for_a_person(form: Form) -> bool:
+    """Whether a person at a terminal reads the log."""
+    return form != "json" and sys.stderr.isatty()
+
+
+def formatter(*, as_text: bool, on_terminal: bool = False) -> logging.Formatter:
+    """One line for each record; only a traceback has more, and only for people.
+
+    Lines on a terminal are short and coloured.
+    """
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.stdlib.ExtraAdder(),
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _clock() if on_terminal else structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
         ],
-        processors=[_without_unwanted, *(_for_people(colours) if as_text else _as_json())],
+        processors=[_without_unwanted, *(_for_people(on_terminal) if as_text else _as_json())],
     )
 
 
-def _for_people(colours: bool) -> Iterable[Processor]:
+def _clock() -> Processor:
+    """The hour is enough for who sits before it."""
+    return structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+
+
+def _for_people(on_terminal: bool) -> Iterable[Processor]:
     console = structlog.dev.ConsoleRenderer(
-        colors=colours, exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
+        colors=on_terminal, exception_formatter=structlog.dev.plain_traceback, pad_event_to=0
     )
-    return _escaped, console
+    return (_escaped, _short, console) if on_terminal else (_escaped, console)
+
+
+def _short(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Of a request what fits into one line of a terminal; other lines lose their logger's name."""
+    told = {name: event[name] for name in ("timestamp", "level", "event") if name in event}
+    if event.get("logger") != "tickertape.requests":
+        return {name: value for name, value in event.items() if name != "logger"}
+    return told | {"event": request_line(event)}
+
+
+def request_line(event: EventDict) -> str:
+    """Such as `POST /generate 200 in 1.24 s, 34 tokens, stop`."""
+    where = event.get("path") or event.get("route")
+    line = f"{event.get('method')} {where} {event.get('status')} in {_duration(event)}"
+    if event.get("tape"):
+        line += f", {event.get('completion_tokens')} tokens, {event.get('finish_reason') or 'left'}"
+        line += f", {event.get('tape')}"
+    return line
+
+
+def _duration(event: EventDict) -> str:
+    milliseconds = float(event.get("duration_ms") or 0)
+    return f"{milliseconds / 1000:.2f} s" if milliseconds >= 1000 else f"{milliseconds:.0f} ms"
 
 
 def _as_json() -> Iterable[Processor]:

@@ -24,6 +24,8 @@ _GIVEN_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 # Asked so often, and by machines, that a line for each would hide the others.
 _QUIET = {"/health", "/ready", "/metrics"}
 
+_FILES = ("/static/", "/favicon")  # a page loads dozens
+
 _MAX_PATH = 200  # characters of an unknown one that are told
 
 
@@ -74,7 +76,8 @@ class Requests:
     def _ended(self, scope: Scope, status: int, seconds: float) -> None:
         route = _template(scope)
         self._metrics.answered(scope["method"], route, status)
-        level = logging.DEBUG if route in _QUIET else logging.INFO
+        quiet = route in _QUIET or scope["path"].startswith(_FILES)
+        level = logging.DEBUG if quiet else logging.INFO
         if logger.isEnabledFor(level):
             logger.log(level, "request", extra=_told(scope, route, status, seconds))
 

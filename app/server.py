@@ -6,6 +6,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -13,6 +14,8 @@ from types import FrameType
 import uvicorn
 from sse_starlette.sse import AppStatus
 
+from app import listening, logs
+from app.banner import address_of, banner
 from app.connections import allow_all_descriptors
 from app.engine_link import EngineFailedError, EngineLink
 from app.http_limits import http_with
@@ -21,6 +24,7 @@ from app.options import SettingsError
 from app.services import Services
 from app.settings import Settings
 from model.errors import ModelLoadError
+from model.messages import Ready
 
 logger = logging.getLogger("tickertape")
 
@@ -51,10 +55,14 @@ class Server(uvicorn.Server):
         return services
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # uvicorn has logged why; the address was free before the model loaded
+            settings = self._services.settings
+            raise listening.busy(settings.host, settings.port) from None
         for server in self.servers:
-            for listening in server.sockets:
-                bound_connections(listening, self._services.settings.send_timeout)
+            for opened in server.sockets:
+                bound_connections(opened, self._services.settings.send_timeout)
         _spare_the_loop_collections()
 
     async def main_loop(self) -> None:
@@ -66,21 +74,41 @@ class Server(uvicorn.Server):
         """Say when the model is loaded; end the server when it cannot be."""
         link = self._services.link
         try:
-            ready = await link.loaded()
-            logger.info(
-                "%s loaded in %.1f s: %s on %s, context %d tokens, KV cache %d blocks",
-                self._services.model_name,
-                ready.load_seconds,
-                ready.dtype,
-                ready.device,
-                ready.max_model_len,
-                ready.kv_blocks_total,
-            )
+            self._announce(await link.loaded())
             raise await asyncio.shield(link.failure)
         except EngineFailedError as failure:
             if not self.should_exit:  # else the engine was told to go, too, and has not ignored it
                 self.failure = failure
                 self.should_exit = True
+
+    def _announce(self, ready: Ready) -> None:
+        """A banner for a person at a terminal; elsewhere the same in one line of the log."""
+        settings, model = self._services.settings, self._services.model_name
+        port = self.servers[0].sockets[0].getsockname()[1]
+        url = address_of(settings.host, port)
+        if logs.for_a_person(settings.log_format) and logger.isEnabledFor(logging.INFO):
+            print(banner(model, url, ready), file=sys.stderr, flush=True)
+            return
+        logger.info(
+            "%s loaded in %.1f s: %s on %s, context %d tokens, KV cache %d blocks",
+            model,
+            ready.load_seconds,
+            ready.dtype,
+            ready.device,
+            ready.max_model_len,
+            ready.kv_blocks_total,
+            extra={
+                "url": url,
+                "dash": f"{url}/dash",
+                "docs": f"{url}/docs",
+                "base_url": f"{url}/v1",
+                "model": model,
+                "dtype": ready.dtype,
+                "threads": ready.threads,
+                "kv_tokens": ready.kv_tokens,
+                "kv_bytes": ready.kv_bytes,
+            },
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -156,8 +184,8 @@ async def _check_host(host: str) -> None:
 
 
 async def serve(settings: Settings, link: EngineLink) -> None:
-    """Serve until told to stop. Raises ModelLoadError when the model cannot be served, and
-    SettingsError when the host has no address.
+    """Serve until told to stop. Raises ModelLoadError when the model cannot be served,
+    SettingsError when the host has no address, and AddressError when its port is taken.
     """
     await _check_host(settings.host)
     # We end the streams ourselves; sse-starlette would cancel them without a terminal frame.

@@ -1,6 +1,6 @@
 """Every option, once. A flag beats its TICKERTAPE_* variable, which beats the file tickertape.toml.
 
-The command line is made from these fields (app/cli.py): a new option is one field here.
+The command line is made from these fields (app/options.py): a new option is one field here.
 """
 
 import re

@@ -4,20 +4,24 @@ Both take seconds, most of it for what they import: so nothing heavy is imported
 """
 
 import asyncio
+import logging
 
 import uvicorn
 
-from app import logs
+from app import listening, logs
 from app.engine_link import EngineLink, configuration
 from app.settings import Settings
 from model.loading.hub import resolve
 
+logger = logging.getLogger("tickertape")
+
 
 def run(settings: Settings) -> None:
     """Serve until told to stop. Raises ModelLoadError when the model cannot be served, and
-    SettingsError when the keys or the tapes cannot be had.
+    SettingsError when the keys or the tapes cannot be had, AddressError when the port is not free.
     """
     logs.configure(settings.log_level, settings.log_format)
+    listening.check(settings.host, settings.port)
     new_loop = uvicorn.Config("", log_config=None).get_loop_factory()
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(_serve(settings))
@@ -25,6 +29,7 @@ def run(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     link = EngineLink(configuration(settings, resolve(settings.model)), settings.engine_timeout)
+    logger.info("loading %s", settings.model)
     await link.start()
     try:
         from app.server import serve

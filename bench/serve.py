@@ -239,6 +239,7 @@ def _plot(report: Report, path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """`tickertape bench ARGUMENTS`. Raises BenchError, ModelLoadError or SettingsError."""
+    names = {"help_option_names": ["-h", "--help"]}
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(bench)
+    app.command(context_settings=names)(bench)
     app(list(arguments), prog_name="tickertape bench")

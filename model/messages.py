@@ -76,6 +76,7 @@ Command = Configure | Generate | Cancel | Pause | Resume
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """The model is loaded. Context length in tokens, memory in blocks, time in seconds.
 
+    The KV cache holds `kv_tokens` positions in `kv_bytes`, over all sequences. `threads` compute.
     `weight_bytes` is what a step with one row reads of the weights, where the runner knows it.
     `note` is a line for the log. A second one follows when the way to compute has changed.
     """
@@ -88,6 +89,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     torch_version: str
     weight_bytes: int | None = None
     note: str | None = None
+    kv_tokens: int = 0
+    kv_bytes: int = 0
+    threads: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -150,6 +150,9 @@ def load(options: Configure) -> tuple[Engine, Ready, Model]:
         torch_version=str(torch.__version__),
         weight_bytes=runner.weight_bytes,
         note=choice.note,
+        kv_tokens=num_blocks * BLOCK_SIZE,
+        kv_bytes=num_blocks * choice.backend.bytes_per_block(config),
+        threads=sizes.threads,
     )
     return engine, ready, Model(checkpoint, choice, sizes)
 
@@ -166,7 +169,11 @@ def compile_and_switch(link: Link, model: Model, ready: Ready) -> None:
     note = f"the compiled kernels are ready, in {backend.path}"
     _give_back_memory()
     now = msgspec.structs.replace(
-        ready, dtype=backend.dtype, weight_bytes=runner.weight_bytes, note=note
+        ready,
+        dtype=backend.dtype,
+        weight_bytes=runner.weight_bytes,
+        note=note,
+        kv_bytes=model.sizes.num_blocks * backend.bytes_per_block(model.checkpoint.config),
     )
     link.post(Upgrade(runner, now))
 

@@ -8,6 +8,7 @@ from model.config import ModelConfig
 from model.errors import ModelLoadError
 from model.loading.gguf import GGUFCheckpoint
 from model.loading.safetensors import SafetensorsCheckpoint
+from model.loading.stored import StoredTensor
 from model.sampling import SamplingDefaults
 from model.tokenizer import Tokenizer
 
@@ -44,6 +45,9 @@ class Checkpoint(Protocol):
         """What the file advises for sampling."""
 
     def tokenizer(self) -> Tokenizer: ...
+
+    def stored(self) -> list[StoredTensor]:
+        """Every tensor of the file, under the file's names; none of them is read."""
 
     def weights(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """(canonical name, tensor on the CPU), one at a time so that memory stays bounded.

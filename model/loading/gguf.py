@@ -30,6 +30,7 @@ from gguf.quants import QuantError, dequantize, quant_shape_to_byte_shape
 from model.config import ModelConfig
 from model.errors import ModelLoadError, errors_name
 from model.loading.sampling_defaults import from_gguf
+from model.loading.stored import StoredTensor
 from model.loading.strangers import HEAD_BYTES, what_it_is
 from model.tokenizer import Tokenizer
 
@@ -102,6 +103,13 @@ class GGUFCheckpoint:
         """Build the tokenizer. Raises ModelLoadError."""
         with errors_name(self._path):
             return Tokenizer.from_gguf(self._metadata, end_ids=self.config.eos_token_ids)
+
+    def stored(self) -> list[StoredTensor]:
+        """Every tensor of the header."""
+        return [
+            StoredTensor(tensor.name, tensor.shape, tensor.kind.name, tensor.nbytes)
+            for tensor in self._tensors.values()
+        ]
 
     def weights(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Canonical names and float32 tensors in our layout, dequantized one at a time.

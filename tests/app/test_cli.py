@@ -31,9 +31,9 @@ def run(
     )
 
 
-def one_line(result: subprocess.CompletedProcess[str]) -> str:
-    """What the user sees of a failure: exit code 1, one line, no traceback."""
-    assert result.returncode == 1
+def one_line(result: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    """What the user sees of a failure: one line, no traceback; exit code 2 is for the options."""
+    assert result.returncode == code
     assert "Traceback" not in result.stderr + result.stdout
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("tickertape: ")
@@ -70,7 +70,7 @@ def test_chat_with_a_server(server: RunningServer) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("tokens/s") == 2
     assert len(result.stdout.split()) > 10
-    assert "--dtype" in one_line(run("chat", "--url", server.url, "--dtype", "int8", stdin=said))
+    assert "--dtype" in one_line(run("chat", "--url", server.url, "--dtype", "int8", stdin=said), 2)
 
 
 @pytest.mark.parametrize("command", ["serve", "generate x"])
@@ -117,9 +117,7 @@ def test_a_model_that_fails_in_the_engine_is_one_line(tmp_path: Path) -> None:
         (["--port", "99999"], {}, "--port (or TICKERTAPE_PORT)"),
         (["--kv-cache-memory", "much"], {}, "512MiB"),
         (["--dtype", "int3"], {}, "--dtype"),
-        (["--max-model-len", "9000"], {}, "8192"),
         (["--max-num-seqs", "600"], {}, "at least --max-num-seqs, which is 600"),
-        (["--kv-cache-memory", "900000GiB"], {}, "more than this machine's memory"),
         ([], {"TICKERTAPE_PORT": "none"}, "TICKERTAPE_PORT"),
         ([], {"TICKERTAPE_PREFIX_CACHE": "some"}, "--prefix-cache (or TICKERTAPE_PREFIX_CACHE)"),
     ],
@@ -127,12 +125,30 @@ def test_a_model_that_fails_in_the_engine_is_one_line(tmp_path: Path) -> None:
 def test_settings_that_are_none_are_named(
     arguments: list[str], environment: dict[str, str], words: str
 ) -> None:
-    assert words in one_line(run("serve", *arguments, **environment))
+    assert words in one_line(run("serve", *arguments, **environment), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--max-model-len", "9000"], "8192"),
+        (["--kv-cache-memory", "900000GiB"], "more than this machine's memory"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_or_the_machine_are_named(
+    arguments: list[str], words: str
+) -> None:
+    assert words in one_line(run("serve", *arguments))
 
 
 def test_a_cluster_without_ray_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "ray.py").write_text("raise ImportError")
-    assert "tickertape[cluster]" in one_line(run("cluster", PYTHONPATH=str(tmp_path)))
+    assert "tickertape[cluster]" in one_line(
+        run(
+            "cluster", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        ),
+        2,
+    )
 
 
 def test_a_cluster_has_no_fewer_replicas_at_most_than_always() -> None:
@@ -159,7 +175,7 @@ def test_what_holds_in_our_own_http_server_only_is_refused_for_a_cluster(name: s
 )
 def test_a_file_that_is_none_is_named(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "tickertape.toml").write_text(content)
-    assert words in one_line(run("serve", cwd=tmp_path))
+    assert words in one_line(run("serve", cwd=tmp_path), 2)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +185,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: str, words: str) 
 def test_model_flags_and_a_url_exclude_each_other(
     server: RunningServer, flags: list[str], named: str
 ) -> None:
-    line = one_line(run("generate", "x", "--url", server.url, *flags))
+    line = one_line(run("generate", "x", "--url", server.url, *flags), 2)
     assert named in line
 
 

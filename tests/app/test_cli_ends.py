@@ -54,7 +54,7 @@ def test_who_stops_reading_ends_it_without_a_word(model: list[str]) -> None:
 def test_a_disk_that_is_full_is_one_line(tiny_server: RunningServer) -> None:
     codes, complaints = piped([*GENERATE, "--url", tiny_server.url], ">/dev/full")
     assert codes == [1]
-    assert complaints.startswith("tickertape: what comes cannot be written: ")
+    assert complaints.startswith("tickertape: the output cannot be written: ")
     assert complaints.count("\n") == 1
 
 
@@ -127,10 +127,6 @@ def one_token() -> Iterator[str]:
 def test_ctrl_c_in_the_middle_of_an_answer_cancels_it() -> None:
     with one_token() as url:
         ends_at_ctrl_c([str(TICKERTAPE), "generate", "x", "--url", url], shows=b"first")
-
-
-def test_ctrl_c_where_a_line_is_waited_for(model: list[str]) -> None:
-    ends_at_ctrl_c([str(TICKERTAPE), "chat", *model], shows=b"you:")
 
 
 def ends_at_ctrl_c(command: list[str], shows: bytes) -> None:

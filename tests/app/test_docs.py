@@ -15,6 +15,7 @@ from app.settings import ClusterSettings
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = ROOT / "docs" / "settings.md"
+COMMAND_LINE = ROOT / "docs" / "command-line.md"
 WIRE = ROOT / "docs" / "wire.md"
 HOW_IT_WORKS = ROOT / "docs" / "how-it-works.md"
 
@@ -87,6 +88,19 @@ def test_every_setting_is_documented(name: str) -> None:
 def test_no_setting_is_documented_that_does_not_exist() -> None:
     documented = {name for name in rows(SETTINGS) if name.startswith("--")}
     assert documented == {f"--{name.replace('_', '-')}" for name in ClusterSettings.model_fields}
+
+
+def test_every_command_and_its_own_flags_are_documented() -> None:
+    from app.cli import app
+    from app.cli.chat_commands import HELP
+    from app.options import SAMPLING
+
+    documented = set(rows(COMMAND_LINE))
+    commands = {command.name for command in app.registered_commands}
+    flags = {f"--{name.replace('_', '-')}" for name in SAMPLING}
+    own = {"--url", "--api-key", "--system"}
+    in_chat = set(re.findall(r"^/\w+", HELP, re.MULTILINE))
+    assert documented == commands | flags | own | in_chat
 
 
 @pytest.mark.parametrize("name", GenerateBody.model_fields)  # GenerateFields, and stream

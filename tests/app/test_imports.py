@@ -29,7 +29,7 @@ FLOORS = [
     ["app.sampling_defaults"],
     ["app.caller"],
     ["app.sse", "app.dash"],
-    ["app.metrics", "app.logs", "app.tracing"],
+    ["app.metrics", "app.logs", "app.tracing", "app.banner"],
     ["app.dialects"],
     ["app.tapes"],
     ["app.engine_link", "app.preparation"],
@@ -51,6 +51,7 @@ FLOORS = [
         "app.standard_streams",
         "app.strict_json",
         "app.frame_cache",
+        "app.listening",
         "app.sending",
         "app.turns",
     ],
@@ -68,6 +69,9 @@ FREE_OF_TORCH = {
     "model.loading.checkpoint",
     "model.loading.hub",
     "model.loading.sampling_defaults",
+    "model.loading.pulled",
+    "model.loading.stored",
+    "model.memory",
 }
 
 
