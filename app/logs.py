@@ -24,7 +24,7 @@ Form = Literal["auto", "json", "text"]
 # uvicorn says the same in colours; and warns of what app/http_limits.py tells more of.
 _UNWANTED = ("color_message", "_record", "_from_structlog", "_ray_timestamp_ns")
 _TOLD_BETTER = "Invalid HTTP request received."
-# To a person the banner says more, and the prompt of the shell that it is over.
+# The banner says more to a person.
 _OF_UVICORN = (
     "Started server process",
     "Waiting for application startup",
@@ -32,7 +32,6 @@ _OF_UVICORN = (
     "Uvicorn running on",
     "Waiting for application shutdown",
     "Application shutdown complete",
-    "Finished server process",
 )
 
 

@@ -29,7 +29,8 @@ def run(settings: Settings) -> None:
 
 async def _serve(settings: Settings) -> None:
     link = EngineLink(configuration(settings, resolve(settings.model)), settings.engine_timeout)
-    logger.info("loading %s", settings.model)
+    if logs.for_a_person(settings.log_format):
+        logger.info("loading %s", settings.model)
     await link.start()
     try:
         from app.server import serve

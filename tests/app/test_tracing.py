@@ -232,7 +232,7 @@ def test_without_the_extra_the_start_says_so(tiny_model: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert ended.stderr.startswith(
         "tickertape: --otlp-endpoint (or TICKERTAPE_OTLP_ENDPOINT) needs"
     )
