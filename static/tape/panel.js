@@ -155,6 +155,7 @@ export class TapePanel {
       },
     }, { canFork: Boolean(this.answer.tape) });
     this.card.replaceChildren(card);
+    card.scrollIntoView({ block: "nearest" });
   }
 
   closeToken() {

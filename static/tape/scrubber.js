@@ -7,7 +7,7 @@ const MARKS = {
   pause: () => "⏸ pause",
   resume: (mark) => `resumed${mark.replayed ? `, ${mark.replayed} replayed` : ""}`,
   engine: () => "☠ engine restarted",
-  fork: () => "⑂ branched here",
+  fork: () => "↳ branched here",
 };
 const NEAR = 14; // per cent of the line: labels that are nearer share a level no more
 
@@ -19,8 +19,8 @@ export class Scrubber {
     this.input.addEventListener("input", () => moved(Number(this.input.value)));
     this.above = el("div", { class: "scrub-labels above", "aria-hidden": "true" });
     this.below = el("div", { class: "scrub-labels below", "aria-hidden": "true" });
-    this.filled = el("div", { class: "scrub-filled" });
-    this.line = el("div", { class: "scrub-line" }, el("div", { class: "scrub-rail" }), this.filled, this.input);
+    const bars = ["rail", "filled", "read"].map((name) => el("div", { class: `scrub-${name}` }));
+    this.line = el("div", { class: "scrub-line" }, el("div", { class: "scrub-bars" }, ...bars), this.input);
     this.story = el("ul", { class: "visually-hidden" });
     this.node = el("div", { class: "scrubber" }, this.above, this.line, this.below, this.story);
     this.shown = "";
