@@ -68,6 +68,7 @@ export class AnswerCard {
       ? outcomeOf(this.answer)
       : { kind: "rewound", text: `Rewound to entry ${this.view} of ${this.answer.log.lastToken}.`, action: null };
     this.node.dataset.state = this.answer.message.status;
+    this.node.dataset.tape = this.answer.tape ?? "";
     this.notice.dataset.kind = kind;
     if (this.notice.textContent !== text) this.notice.textContent = text;
     this.notice.hidden = !text;
@@ -92,7 +93,9 @@ export class AnswerCard {
     const { on, options } = this;
     this.copy = iconButton(ICONS.copy, "Copy the answer", () => copyFrom(this.copy, this.answer.message.content));
     this.again = iconButton(ICONS.again, "Ask again (another answer)", () => on.again());
-    this.tapeButton = iconButton(ICONS.tape, "Show the tape", () => this.toggleTape());
+    this.tapeButton = iconButton(ICONS.tape, "Show the tape", () => this.toggleTape(), { class: "tool tape-toggle" });
+    this.tapeButton.append("Tape");
+    this.tapeButton.setAttribute("aria-label", "Tape of this answer");
     this.tapeButton.setAttribute("aria-expanded", "false");
     this.meta.append(this.copy, this.again);
     if (options.branch) this.meta.append(branchTools(options.branch, on.step));

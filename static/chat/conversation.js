@@ -10,6 +10,9 @@ import { forkBody, tokenCount } from "/static/tape/client.js";
 
 const NEAR_END_PX = 90;
 
+// There the text has the room; the tape opens at a press.
+const isPhone = matchMedia("(max-width: 34rem)");
+
 /**
  * Events: `saved` after the history has changed, `current` when another answer is the newest, `change`
  * when an answer begins or ends.
@@ -208,7 +211,7 @@ export class ConversationView extends EventTarget {
     }, {
       isMarkdown: true,
       capabilities: this.model,
-      hasTape: isLast,
+      hasTape: isLast && !isPhone.matches,
       branch: this.branch(message),
     });
   }

@@ -264,10 +264,11 @@ function* blockEnds(text) {
   }
 }
 
-const startsCode = (text) => /^ {0,3}(?:```|~~~)/.test(text);
+const FENCE = /^ {0,3}(`{3,12}(?!`)|~{3,12}(?!~))/;
+const startsCode = (text) => FENCE.test(text);
 
 function fenceEnd(text) {
-  const fence = /^ {0,3}(`{3,}|~{3,})/.exec(text)[1];
+  const [, fence] = FENCE.exec(text);
   const close = new RegExp(`\\n {0,3}${fence}[\`~]*[ \\t]*(?:\\n|$)`).exec(text);
   return close ? close.index + close[0].length : -1;
 }
