@@ -92,7 +92,6 @@ class Side {
       fork: (changes) => this.begin((next) => next.fork(answer.tape, forkBody({ ...this.view.settings.body(), ...this.parts() }, changes, answer, this.view.model.max_model_len))),
       settings: (param) => this.view.settings.focus(param),
       step: () => {},
-      grown: () => {},
     }, { isMarkdown: true, capabilities: this.view.model, hasTape: true, branch: null });
     this.place.replaceChildren(this.card.node);
     await start(answer);

@@ -78,7 +78,6 @@ export class CompleteView {
         this.at += by;
         this.shown();
       },
-      grown: () => {},
     }, {
       isMarkdown: false,
       capabilities: this.model,

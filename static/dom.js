@@ -85,6 +85,25 @@ export function oncePerFrame(work) {
   return ask;
 }
 
+/** Calls `work` at once, then at most every `milliseconds`, however often it is asked for. */
+export function seldom(milliseconds, work) {
+  const frame = oncePerFrame(work);
+  let timer = null;
+  const ask = () => {
+    timer ??= setTimeout(() => {
+      timer = null;
+      frame();
+    }, milliseconds);
+  };
+  ask.now = frame.now;
+  ask.cancel = () => {
+    clearTimeout(timer);
+    timer = null;
+    frame.cancel();
+  };
+  return ask;
+}
+
 /** The clipboard API exists on https and localhost only; a plain http host still has the selection. */
 export async function copyText(text) {
   if (navigator.clipboard) {

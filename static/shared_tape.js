@@ -21,7 +21,6 @@ export class SharedTapeView {
       fork: (changes) => this.fork(changes),
       settings: (param) => this.settings.focus(param),
       step: () => {},
-      grown: () => {},
     }, { isMarkdown: true, capabilities: this.model, hasTape: true, branch: null });
     byId("shared-answer").replaceChildren(this.card.node);
     this.onCurrent?.();

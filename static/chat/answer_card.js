@@ -16,8 +16,8 @@ const ACTIONS = {
 };
 
 /**
- * `on`: `again()`, `fork(changes)`, `settings(param)`, `step(±1)` for branches, and `grown()` after the
- * height may have changed. `options`: `{isMarkdown, capabilities, hasTape, branch: {at, of} | null}`.
+ * `on`: `again()`, `fork(changes)`, `settings(param)`, and `step(±1)` for
+ * branches. `options`: `{isMarkdown, capabilities, hasTape, branch: {at, of} | null}`.
  */
 export class AnswerCard {
   constructor(answer, on, options) {
@@ -60,7 +60,6 @@ export class AnswerCard {
     this.tapeButton.hidden = !log.entries.length;
     this.again.hidden = answer.isLive;
     this.copy.hidden = !message.content;
-    this.on.grown();
   }
 
   drawOutcome() {
@@ -119,7 +118,6 @@ export class AnswerCard {
     }, this.options.capabilities);
     this.node.append(this.panel.node);
     this.tapeButton.setAttribute("aria-expanded", "true");
-    this.on.grown();
   }
 
   closeTape() {

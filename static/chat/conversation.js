@@ -28,6 +28,8 @@ export class ConversationView extends EventTarget {
       const { scrollHeight, scrollTop, clientHeight } = this.scroller;
       this.sticks = scrollHeight - scrollTop - clientHeight < NEAR_END_PX;
     }, { passive: true });
+    // After the layout of a frame, so that none has to be made only to scroll.
+    new ResizeObserver(() => this.keepEnd()).observe(this.list);
     this.answers = new Map(); // by message id: those that run go on while another chat is shown
     this.cards = [];
     this.begin();
@@ -207,7 +209,6 @@ export class ConversationView extends EventTarget {
       fork: (changes) => this.fork(message, changes),
       settings: (param) => this.settings.focus(param),
       step: (by) => this.step(message, by),
-      grown: () => this.keepEnd(),
     }, {
       isMarkdown: true,
       capabilities: this.model,

@@ -6,6 +6,7 @@ import { Lexer } from "/static/vendor/marked/marked.esm.js";
 
 // Bounds for a model's text, which may be hostile: what is beyond them is shown as plain text.
 const LARGEST_BLOCK = 16_000; // characters that are parsed again in each frame
+const LONGEST_PART = 1000; // characters of code that are laid out at once
 const LARGEST_CODE = 400_000;
 const MOST_MARKERS = 1500; // *, _, [, ` and their like in one block
 const LONGEST_LEAD = 40; // characters of >, -, * or digits that open one line
@@ -135,15 +136,35 @@ class GrowingCode {
   constructor(token) {
     this.node = codeBlock(token);
     this.code = this.node.querySelector("code");
-    this.text = this.code.firstChild ?? this.code.appendChild(document.createTextNode(""));
     this.language = token.lang;
+    this.done = 0; // characters in parts that are not laid out again
+    this.code.replaceChildren();
+    this.begin(token.text);
+  }
+
+  begin(text) {
+    this.text = document.createTextNode(text);
+    const part = document.createElement("div");
+    part.append(this.text);
+    this.code.append(part);
   }
 
   grow(token) {
     if (token.lang !== this.language) this.relabel(token);
-    if (token.text.startsWith(this.text.data)) this.text.appendData(token.text.slice(this.text.length));
-    else this.text.data = token.text;
+    const text = token.text.slice(this.done);
+    if (text.startsWith(this.text.data)) this.text.appendData(text.slice(this.text.length));
+    else this.text.data = text;
+    const end = this.text.data.lastIndexOf("\n", this.text.length - 2) + 1;
+    if (end > LONGEST_PART) this.split(end);
     return 0;
+  }
+
+  /** The lines up to `end` are a part of their own. */
+  split(end) {
+    const rest = this.text.data.slice(end);
+    this.text.data = this.text.data.slice(0, end);
+    this.done += end;
+    this.begin(rest);
   }
 
   /** The name of the language comes in pieces, too. */

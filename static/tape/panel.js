@@ -1,6 +1,6 @@
 // The tape under an answer: the strip, the scrubber, and the buttons that prove what a tape can do.
 
-import { announce, button, el, icon, ICONS, oncePerFrame } from "/static/dom.js";
+import { announce, button, el, icon, ICONS, oncePerFrame, seldom } from "/static/dom.js";
 import { killEngine } from "/static/tape/client.js";
 import { HeadsWatch } from "/static/tape/heads.js";
 import { Scrubber } from "/static/tape/scrubber.js";
@@ -10,6 +10,7 @@ import { Strip } from "/static/tape/strip.js";
 import { tokenCard } from "/static/tape/token_card.js";
 
 const REPLAY_PER_S = 60; // entries
+const DRAW_MS = 60; // the strip and the line, while the answer types
 
 /**
  * `on.view(place)` hears which entry the reader of the page looks at, or null for the newest;
@@ -30,8 +31,9 @@ export class TapePanel {
     this.node = el("section", { class: "tape-panel", "aria-label": "The tape of this answer" }, this.strip.node, this.card, this.scrubber.node, this.buttons, this.hint, this.second);
     this.show = oncePerFrame(() => this.draw());
     this.makeButtons();
+    this.onText = seldom(DRAW_MS, () => this.draw());
     this.onChange = () => this.show();
-    answer.addEventListener("text", this.onChange);
+    answer.addEventListener("text", this.onText);
     answer.addEventListener("change", this.onChange);
     this.show.now();
   }
@@ -39,7 +41,8 @@ export class TapePanel {
   remove() {
     this.stopReplay();
     this.show.cancel();
-    this.answer.removeEventListener("text", this.onChange);
+    this.onText.cancel();
+    this.answer.removeEventListener("text", this.onText);
     this.answer.removeEventListener("change", this.onChange);
     this.watch?.stop();
     this.reader2?.close();

@@ -2,7 +2,7 @@
 
 import { el } from "/static/dom.js";
 
-const BEHIND = 44; // cells before the place
+const BEHIND = 30; // cells before the place
 const AHEAD = 30;
 const BLANKS = { " ": "·", "\n": "↵", "\t": "⇥" };
 
@@ -67,8 +67,8 @@ export class Strip {
     if (!this.here) return;
     this.here.tabIndex = 0;
     this.here.classList.toggle("here", !isFollowing);
-    if (isFollowing) this.track.scrollLeft = this.track.scrollWidth;
-    else this.track.scrollLeft = this.here.offsetLeft - this.track.clientWidth / 2;
+    this.track.classList.toggle("following", isFollowing); // the end is in sight without any scrolling
+    if (!isFollowing) this.track.scrollLeft = this.here.offsetLeft - this.track.clientWidth / 2;
   }
 
   onKey(event) {

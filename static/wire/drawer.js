@@ -1,15 +1,16 @@
 // The drawer "On the wire": raw frames as they come, and the counters that prove that nothing is lost.
 
-import { byId, el, oncePerFrame } from "/static/dom.js";
+import { byId, el, seldom } from "/static/dom.js";
 
-const SHOWN = 120; // lines
+const SHOWN = 80; // lines
+const DRAW_MS = 80; // faster than that nobody reads
 
 export class WireDrawer {
   constructor() {
     this.lines = byId("wire-lines");
     this.answer = null;
     this.drawn = 0; // the number of the last line that is drawn
-    this.show = oncePerFrame(() => this.draw());
+    this.show = seldom(DRAW_MS, () => this.draw());
     this.onChange = () => this.show();
     byId("wire-wrap").addEventListener("change", ({ target }) => this.lines.classList.toggle("whole", target.checked));
   }
@@ -45,12 +46,10 @@ export class WireDrawer {
   }
 
   append(fresh) {
-    const { scrollHeight, scrollTop, clientHeight } = this.lines;
-    const isAtEnd = scrollHeight - scrollTop - clientHeight < 40;
-    this.lines.append(...fresh.map(({ kind, text }) => el("div", { class: `wire-line ${kind}` }, text)));
-    while (this.lines.childElementCount > SHOWN) this.lines.firstElementChild.remove();
+    // The list is laid out from its end (page.css), which keeps the newest line in sight.
+    this.lines.prepend(...fresh.map(({ kind, text }) => el("div", { class: `wire-line ${kind}` }, text)).reverse());
+    while (this.lines.childElementCount > SHOWN) this.lines.lastElementChild.remove();
     this.drawn = fresh.at(-1).number;
-    if (isAtEnd) this.lines.scrollTop = this.lines.scrollHeight;
   }
 
   drawCounters() {
