@@ -24,6 +24,7 @@ export class MarkdownStream {
     this.root.replaceChildren();
     this.text = "";
     this.settled = 0; // the text up to here is on the page for good
+    this.spare = null; // the last block of the frame before
     this.tail = []; // nodes of the text after it
     this.open = null; // a list, table or code block that goes on growing
     this.plain = null; // a text node, once a block was too much to parse
@@ -63,7 +64,7 @@ export class MarkdownStream {
   }
 
   put(tokens, isComplete) {
-    for (const node of this.tail) node.remove();
+    [this.spare] = this.tail;
     this.tail = [];
     const last = isComplete ? tokens.length : tokens.findLastIndex(({ type }) => type !== "space");
     tokens.forEach((token, place) => {
@@ -71,6 +72,23 @@ export class MarkdownStream {
       if (place < last) this.settle(token, carried);
       else this.grow(token, carried, place === last);
     });
+    this.spare?.remove();
+    this.spare = null;
+  }
+
+  /** Puts a block at the end; where the block of the last frame was, that one is changed. */
+  place(node, canChange = true) {
+    const { spare } = this;
+    this.spare = null;
+    if (!spare) {
+      this.root.append(node);
+    } else if (canChange && spare.tagName === node.tagName && spare.className === node.className) {
+      spare.replaceChildren(...node.childNodes);
+      return spare;
+    } else {
+      spare.replaceWith(node);
+    }
+    return node;
   }
 
   settle(token, carried) {
@@ -79,7 +97,7 @@ export class MarkdownStream {
       carried.finish(token);
     } else {
       const node = block(token);
-      if (node) this.root.append(node);
+      if (node) this.place(node, false);
       if (token.type === "code") colour(node.querySelector("code"), node.dataset.language);
     }
     this.open = null;
@@ -93,15 +111,13 @@ export class MarkdownStream {
     if (growing) {
       const same = carried && carried.type === token.type;
       const open = same ? carried : new growing(token);
-      if (!same) this.root.append(open.node);
+      if (!same) this.place(open.node, false);
       this.open = open;
       this.settled += open.grow(token);
       return;
     }
     const node = block(token);
-    if (!node) return;
-    this.root.append(node);
-    this.tail.push(node);
+    if (node) this.tail.push(this.place(node));
   }
 
   startPlain() {

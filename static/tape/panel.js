@@ -58,7 +58,7 @@ export class TapePanel {
     const written = Math.max(this.heads?.last_entry ?? 0, log.last);
     const last = log.end ? tokens : written;
     const place = this.place ?? Math.min(log.last, tokens || log.last);
-    this.strip.show(place, { isFollowing: this.place === null });
+    this.strip.show(place, { isFollowing: this.place === null, isLive: isWriting });
     this.scrubber.show({
       place,
       written: last,

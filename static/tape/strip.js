@@ -23,7 +23,7 @@ export class Strip {
   }
 
   /** Shows the entries around `place`; at the end of a tape that is being written, the newest. */
-  show(place, { isFollowing }) {
+  show(place, { isFollowing, isLive }) {
     const { entries } = this.log;
     const at = this.log.placeOf(place);
     const from = Math.max(0, at - BEHIND);
@@ -49,7 +49,7 @@ export class Strip {
       this.cells.delete(n);
     }
     this.showEnd(to === entries.length);
-    this.markPlace(place, isFollowing);
+    this.markPlace(place, isFollowing, isLive);
   }
 
   showEnd(isVisible) {
@@ -60,14 +60,16 @@ export class Strip {
     this.track.append(this.end);
   }
 
-  markPlace(place, isFollowing) {
+  markPlace(place, isFollowing, isLive) {
     this.here?.classList.remove("here");
     if (this.here) this.here.tabIndex = -1;
     this.here = this.cells.get(place) ?? this.track.querySelector(".cell:not(.terminal)");
     if (!this.here) return;
     this.here.tabIndex = 0;
     this.here.classList.toggle("here", !isFollowing);
-    this.track.classList.toggle("following", isFollowing); // the end is in sight without any scrolling
+    // While it types, the end is in sight without any scrolling.
+    this.track.classList.toggle("following", isFollowing && isLive);
+    if (isFollowing && !isLive) this.track.scrollLeft = this.track.scrollWidth;
     if (!isFollowing) this.track.scrollLeft = this.here.offsetLeft - this.track.clientWidth / 2;
   }
 

@@ -297,7 +297,7 @@ async def test_phone_does_not_scroll_sideways(
     await expect(page.locator("#panel")).to_be_hidden()
     await answered(page)
     await page.get_by_role("button", name="Tape of this answer").click()
-    await expect(page.locator(".strip")).to_be_visible()
+    await expect(page.locator(".tape-panel .strip")).to_be_visible()
     assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     await page.click("#show-chats")
     await expect(page.locator("#chats li")).to_have_count(1)
