@@ -29,6 +29,7 @@ export class TapePanel {
     this.second = el("div");
     this.hint = el("p", { class: "note tape-hint", role: "status" });
     this.node = el("section", { class: "tape-panel", "aria-label": "The tape of this answer" }, this.strip.node, this.card, this.scrubber.node, this.buttons, this.hint, this.second);
+    this.node.addEventListener("keydown", (event) => this.onKey(event));
     this.show = oncePerFrame(() => this.draw());
     this.makeButtons();
     this.onText = seldom(DRAW_MS, () => this.draw());
@@ -148,20 +149,25 @@ export class TapePanel {
       return;
     }
     this.card.dataset.n = String(entry.n);
+    this.opener = cell;
     const card = tokenCard(entry, {
       rewind: (n) => this.moveTo(n),
       forkAfter: (n) => this.fork({ after: n }),
       forkWith: (n, { token_id: id, token }) => this.fork({ after: n - 1, token_id: id }, token),
-      close: () => {
-        this.closeToken();
-        cell.focus();
-      },
+      close: () => this.closeToken(),
     }, { canFork: Boolean(this.answer.tape) });
     this.card.replaceChildren(card);
     card.scrollIntoView({ block: "nearest" });
   }
 
+  onKey(event) {
+    if (event.key !== "Escape" || !this.card.dataset.n) return;
+    event.stopPropagation(); // it would stop the answer
+    this.closeToken();
+  }
+
   closeToken() {
+    if (this.card.contains(document.activeElement)) this.opener?.focus();
     delete this.card.dataset.n;
     this.card.replaceChildren();
   }

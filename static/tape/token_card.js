@@ -20,13 +20,7 @@ export function tokenCard(entry, on, { canFork }) {
     button("Rewind to here", () => on.rewind(entry.n), { class: "quiet" }),
     button("Go on differently after it", () => on.forkAfter(entry.n), { class: "quiet", disabled: !canFork }),
   ));
-  const card = el("div", { class: "token-card", role: "group", "aria-label": `Entry ${entry.n}` }, ...parts);
-  card.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
-    event.stopPropagation();
-    on.close();
-  });
-  return card;
+  return el("div", { class: "token-card", role: "group", "aria-label": `Entry ${entry.n}` }, ...parts);
 }
 
 function alternatives(entry, on, canFork) {

@@ -76,6 +76,8 @@ async def open_chat(page: Page, url: str, **settings: str | int) -> None:
     await expect(page.locator("html")).to_have_attribute("data-loaded", "true")
     for name, value in settings.items():
         await set_field(page, name, str(value))
+    if settings and not await page.locator("#wire").is_visible():
+        await page.click("#show-wire")
 
 
 async def set_field(page: Page, name: str, value: str) -> None:
