@@ -88,18 +88,12 @@ export class Strip {
 
 function cellOf(entry) {
   const piece = el("span", { class: "piece" }, visible(entry.token ?? entry.text));
-  const cell = el("button", { type: "button", class: "cell", tabIndex: -1, data: { n: entry.n, heat: heatOf(entry) } }, el("span", { class: "number" }, String(entry.n)), piece);
-  cell.setAttribute("aria-label", `Entry ${entry.n}: ${spoken(entry.token ?? entry.text)}`);
-  return cell;
+  return el("button", { type: "button", class: "cell", tabIndex: -1, data: { n: entry.n, heat: heatOf(entry) } }, el("span", { class: "number" }, String(entry.n)), piece);
 }
 
 /** A token may be all blanks, or none yet: half a character waits for its other half. */
 export function visible(text) {
   return text.replace(/[ \n\t]/g, (blank) => BLANKS[blank]) || "…";
-}
-
-function spoken(text) {
-  return text.trim() || (text.includes("\n") ? "line break" : text ? "space" : "part of a character");
 }
 
 /** How unlikely the token was: 0 for more than 80 %, up to 4; empty where nothing is known. */

@@ -30,7 +30,7 @@ function alternatives(entry, on, canFork) {
     bar.style.width = `${100 * Math.exp(one.logprob)}%`;
     const choose = isChosen
       ? el("span", { class: "chosen" }, "on the tape")
-      : button("take this one", () => on.forkWith(entry.n, one), { class: "quiet small", disabled: !canFork, "aria-label": `Go on with ${visible(one.token)} instead` });
+      : button("take this one", () => on.forkWith(entry.n, one), { class: "quiet small", disabled: !canFork, "aria-label": `take this one: ${visible(one.token)}` });
     return el(
       "tr", {},
       el("td", {}, el("code", {}, visible(one.token))),

@@ -1,6 +1,7 @@
 """The page for chats as a person uses it: shared by the tests of the page."""
 
 import json
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
@@ -25,39 +26,7 @@ MESSAGES = """
 })
 """
 
-# Replaces the server's tapes by one that is written here: `tokens` come `perSecond`, each as an entry.
-FAKE_TAPE = """
-({ tokens, perSecond }) => {
-  const real = window.fetch;
-  const frame = (name, n, data) => `id: T:${n}\\nevent: ${name}\\ndata: ${JSON.stringify(data)}\\n\\n`;
-  const end = { finish_reason: "stop", usage: { prompt_tokens: 1, completion_tokens: tokens.length }, timings: {} };
-  const json = (body, status = 200) => new Response(JSON.stringify(body), { status, headers: { "Content-Type": "application/json" } });
-  const stream = () => new ReadableStream({
-    start(controller) {
-      const encoder = new TextEncoder();
-      const began = performance.now();
-      let sent = 0;
-      const timer = setInterval(() => {
-        const due = Math.min(tokens.length, Math.ceil((performance.now() - began) * perSecond / 1000));
-        for (; sent < due; sent += 1) {
-          const logprobs = [{ token_id: sent, token: tokens[sent], logprob: -0.1, top: [{ token_id: sent, token: tokens[sent], logprob: -0.1 }, { token_id: 1, token: "x", logprob: -3 }] }];
-          controller.enqueue(encoder.encode(frame("token", sent + 1, { text: tokens[sent], token_ids: [sent], index: 0, logprobs })));
-        }
-        if (sent < tokens.length) return;
-        clearInterval(timer);
-        controller.enqueue(encoder.encode(frame("done", sent + 1, end)));
-        controller.close();
-      }, 1000 / 300);
-    },
-  });
-  window.fetch = (url, options = {}) => {
-    if (url === "/v1/tapes") return Promise.resolve(json({ tape: "T" }, 201));
-    if (url === "/v1/tapes/T") return Promise.resolve(new Response(stream(), { headers: { "Content-Type": "text/event-stream" } }));
-    if (url === "/v1/tapes/T/heads") return Promise.resolve(json({ error: {} }, 404));
-    return real(url, options);
-  };
-}
-"""
+FAKE_TAPE = (Path(__file__).parent / "fake_tape.js").read_text()
 
 
 class Server(Protocol):

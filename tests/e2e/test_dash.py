@@ -141,9 +141,7 @@ async def test_a_reload_shows_what_was(page: Page, server: RunningServer) -> Non
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_axe_finds_nothing(
-    page: Page, server: RunningServer, scheme: Any
-) -> None:
+async def test_axe_finds_nothing(page: Page, server: RunningServer, scheme: Any) -> None:
     await page.emulate_media(color_scheme=scheme)
     await open_dash(page, server.url)
     async with load(server, 2):

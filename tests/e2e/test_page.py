@@ -216,8 +216,12 @@ async def test_a_schema_is_obeyed_and_a_broken_one_is_explained(
     await ask(page)
     await expect(page.locator("#set-schema-error")).to_contain_text("This is not JSON")
     await expect(page.locator("#prompt")).to_have_value(QUESTION)
-    await set_field(page, "schema", '{"type": "object", "properties": {"city": {"enum": ["Paris"]}},'
-        ' "required": ["city"], "additionalProperties": false}')
+    await set_field(
+        page,
+        "schema",
+        '{"type": "object", "properties": {"city": {"enum": ["Paris"]}},'
+        ' "required": ["city"], "additionalProperties": false}',
+    )
     await answered(page)
     assert "".join((await stored(page))[-1]["content"].split()) == '{"city":"Paris"}'
 

@@ -19,8 +19,8 @@ from tests.server import RunningServer
 NEWER_DATABASE = """
 () => new Promise((resolve) => {
   const request = indexedDB.open("tickertape", 99);
-  request.onupgradeneeded = () => request.result.createObjectStore("conversations", { keyPath: "id" })
-    .put({ id: "precious" });
+  request.onupgradeneeded = () => request.result
+    .createObjectStore("conversations", { keyPath: "id" }).put({ id: "precious" });
   request.onsuccess = () => { request.result.close(); resolve(); };
 })
 """

@@ -33,7 +33,8 @@ A [ref] and [another][ref].
 
 ELEMENTS = """
 root => [...root.querySelectorAll("*")].filter((one) =>
-  ["SCRIPT", "IMG", "IFRAME", "SVG", "OBJECT", "STYLE", "LINK", "FORM"].includes(one.tagName.toUpperCase())
+  ["SCRIPT", "IMG", "IFRAME", "SVG", "OBJECT", "STYLE", "LINK", "FORM"]
+    .includes(one.tagName.toUpperCase())
   && !one.closest("button")).map((one) => one.outerHTML)
 """
 
@@ -41,7 +42,9 @@ LONGEST_TASK = """
 () => {
   window.longest = 0;
   new PerformanceObserver((list) => {
-    for (const { duration } of list.getEntries()) window.longest = Math.max(window.longest, duration);
+    for (const { duration } of list.getEntries()) {
+      window.longest = Math.max(window.longest, duration);
+    }
   }).observe({ type: "longtask" });
 }
 """
@@ -116,9 +119,7 @@ async def test_the_parts_of_markdown(page: Page, server: RunningServer, size: in
     await expect(body.locator("ol > li")).to_have_count(2)
     await expect(body.locator("blockquote")).to_contain_text("of two lines")
     await expect(body.locator("td")).to_have_count(4)
-    await expect(body.locator("pre code")).to_have_text(
-        "def reverse(text):\n    return text[::-1]"
-    )
+    await expect(body.locator("pre code")).to_have_text("def reverse(text):\n    return text[::-1]")
     await expect(body.locator(".hl-keyword")).to_have_count(2)
     await expect(body.locator("p").last).to_have_text("The end & a link.")
     await expect(body.locator("> *")).to_have_count(8)

@@ -1,4 +1,4 @@
-"""The tape under an answer: cut, pause, second readers, rewinding, forks, and what is on the wire."""
+"""The tape under an answer: cut, pause, second readers, rewinding, forks, and the wire."""
 
 import os
 import re
@@ -127,7 +127,7 @@ async def test_fork_with_an_alternative_token(page: Page, server: RunningServer)
     await expect_state(page, "done")
     await answer(page).locator(".cell[data-n='6']").click()
     async with page.expect_request("**/fork") as request:
-        await answer(page).get_by_role("button", name="instead").first.click()
+        await answer(page).get_by_role("button", name="take this one").first.click()
     sent = (await request.value).post_data_json
     assert sent["after"] == 5
     await expect(answer(page).locator(".branch-count")).to_have_text("2/2")
@@ -220,7 +220,7 @@ async def test_a_tape_that_is_gone_is_told_of(page: Page, tmp_path: Path) -> Non
         await expect_state(page, "done")
         await own.health_becomes(10, tapes=0)
         await answer(page).locator(".cell[data-n='6']").click()
-        await answer(page).get_by_role("button", name="instead").first.click()
+        await answer(page).get_by_role("button", name="take this one").first.click()
         await expect(answer(page).locator(".notice")).to_contain_text("no such tape")
         await answer(page).get_by_role("button", name="Previous branch").click()
         await expect(answer(page).locator(".notice")).to_contain_text("Stopped at the limit")
