@@ -12,6 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from app.routes import page
+
 _PLAIN_WORDS = {
     404: "nothing is at this path; /docs lists what there is",
     405: "this path does not take this method; /docs lists those it takes",
@@ -133,6 +135,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404 and page.wants_page(request):
+            return page.not_found()
         message = _PLAIN_WORDS.get(error.status_code, str(error.detail))
         headers = _allow(request, error) if error.status_code == 405 else error.headers
         return APIError(error.status_code, message, headers=headers).response()

@@ -3,10 +3,11 @@
 import { authorization } from "/static/key.js";
 
 export class ServerError extends Error {
-  constructor(response, { message, param } = {}) {
+  constructor(response, { message, param, code } = {}) {
     super(message ?? `The server answered ${response.status}.`);
     this.status = response.status;
     this.param = param ?? null;
+    this.code = code ?? null;
     this.retryAfter = Number(response.headers.get("Retry-After")) || null;
   }
 }
@@ -22,7 +23,9 @@ export async function ask(url, { headers, ...options } = {}) {
 async function reach(url, options) {
   try {
     return await fetch(url, options);
-  } catch {
-    throw new Error("The server cannot be reached.");
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    dispatchEvent(new Event("server-unreachable"));
+    throw new Error("The server cannot be reached. Check that it runs, then try again.");
   }
 }

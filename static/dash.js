@@ -7,7 +7,7 @@ import { History } from "/static/history.js";
 import { askForKey } from "/static/key.js";
 import { Rows } from "/static/rows.js";
 import * as server from "/static/server.js";
-import * as tape from "/static/tape.js";
+import * as tape from "/static/tape/client.js";
 
 const ENGINE = {
   ready: "engine ready",

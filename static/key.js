@@ -19,3 +19,14 @@ export function askForKey() {
   field.hidden = false;
   input.focus();
 }
+
+export function hideKeyField() {
+  field.hidden = true;
+}
+
+/** What to tell a reader whom the server answered 401. */
+export function keyProblem() {
+  return input.value
+    ? "The server does not know this API key. Check it for typing errors, or ask the operator for another."
+    : "This server wants an API key. Type it below, then press Enter.";
+}

@@ -2,15 +2,20 @@
 
 /** Yields `{name, id, data}` for every block with data; one that breaks off is never given. */
 export async function* eventsOf(response) {
+  for await (const block of blocksOf(response)) {
+    const event = parse(block);
+    if (event.data) yield event;
+  }
+}
+
+/** Yields every whole block as it stands on the wire, comments too. */
+export async function* blocksOf(response) {
   const text = response.body.pipeThrough(new TextDecoderStream());
   let rest = "";
   for await (const chunk of chunksOf(text)) {
     const blocks = (rest + chunk).split("\n\n");
     rest = blocks.pop();
-    for (const block of blocks) {
-      const event = parse(block);
-      if (event.data) yield event;
-    }
+    yield* blocks;
   }
 }
 
@@ -29,7 +34,7 @@ async function* chunksOf(stream) {
 }
 
 /** Our server writes each field on one line, as `name: value`. */
-function parse(block) {
+export function parse(block) {
   const fields = Object.fromEntries(block.split("\n").map((line) => {
     const colon = line.indexOf(":");
     return [line.slice(0, colon), line.slice(colon + 2)];

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from tests.e2e.test_page import expect_state, open_page, start
+from tests.e2e.chat_page import ask, expect_state, open_chat
 from tests.server import RunningServer
 
 # Told by the browser itself, whatever the console shows.
@@ -38,10 +38,12 @@ def is_bad(kind: str) -> bool:
 
 
 async def test_the_page_works(watched: Page, server: RunningServer) -> None:
-    await open_page(watched, server, max_length=5)
+    await open_chat(watched, server.url, max_length=5)
     await watched.click("#theme")
-    await start(watched)
+    await ask(watched)
     await expect_state(watched, "done")
+    await watched.locator("[data-act=second]").click()
+    await expect(watched.locator(".second canvas")).to_be_visible()
 
 
 async def test_the_operations_page_works(watched: Page, server: RunningServer) -> None:
@@ -55,17 +57,16 @@ async def test_the_operations_page_works(watched: Page, server: RunningServer) -
 
 async def test_the_reference_works(watched: Page, server: RunningServer) -> None:
     await watched.goto(f"{server.url}/docs")
-    health = watched.locator("#operations-operation-health")
-    await health.click()
-    await health.get_by_role("button", name="Try it out").click()
-    await health.get_by_role("button", name="Execute").click()
-    await expect(health.locator(".live-responses-table")).to_contain_text('"status": "ok"')
+    health = watched.locator("#health")
+    await health.locator("summary").first.click()
+    await health.get_by_role("button", name="Send").click()
+    await expect(health.locator(".try-output")).to_contain_text('"status": "ok"')
 
 
 async def test_what_somebody_smuggles_in_does_not_run(page: Page, server: RunningServer) -> None:
     """The negative control."""
     await page.add_init_script(NOTE_VIOLATIONS)
-    for path in ("/", "/dash", "/docs"):
+    for path in ("/", "/dash", "/docs", "/nothing"):
         await page.goto(server.url + path)
         await page.evaluate(
             """() => {

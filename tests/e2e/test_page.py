@@ -1,32 +1,45 @@
-"""The live typing page, driven as a person would: in a real browser, against a real server."""
+"""The page, driven as a person would: in a real browser, against a real server."""
 
 import asyncio
 import time
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from playwright.async_api import ConsoleMessage, Page, Request, expect
 
+from tests.e2e.chat_page import (
+    LONG,
+    QUESTION,
+    Server,
+    answer,
+    answered,
+    ask,
+    ask_long,
+    expect_entries,
+    expect_state,
+    expect_whole,
+    open_chat,
+    set_field,
+    stored,
+)
+from tests.server import RunningServer
 from tests.speed import Promised, patience
 
 PROMPT = "Once upon a time"
-LONG = 4000  # more than there is time for
 
-# Notes every visible length of the continuation until the page leaves its typing state.
+# Notes every visible length of the newest answer until the page leaves its typing state.
 RECORD_LENGTHS = """
 () => {
-  const text = document.getElementById("continuation");
-  const status = document.getElementById("status");
   window.lengths = [];
   const observer = new MutationObserver(() => {
-    const length = text.textContent.length;
+    const card = [...document.querySelectorAll("#messages .answer")].at(-1);
+    const length = card?.querySelector(".body").textContent.length ?? 0;
     const isNew = length > (window.lengths.at(-1) ?? 0);
-    if (isNew && status.dataset.state === "typing") window.lengths.push(length);
+    if (isNew && card.dataset.state === "running") window.lengths.push(length);
   });
-  const changes = { subtree: true, childList: true, characterData: true };
-  observer.observe(text, changes);
+  observer.observe(document.body, { subtree: true, childList: true, characterData: true });
 }
 """
 
@@ -37,46 +50,23 @@ COLORS = """
 }
 """
 
-
-class Server(Protocol):
-    url: str
-
-
-async def open_page(page: Page, server: Server, max_length: int | None = None) -> None:
-    await page.goto(server.url)
-    await expect(page.locator("#generate")).to_be_enabled()
-    if max_length is not None:
-        await set_field(page, "max-length", str(max_length))
+SHIFTS = """
+window.shift = 0;
+new PerformanceObserver((list) => {
+  for (const { value } of list.getEntries()) window.shift += value;
+}).observe({ type: "layout-shift", buffered: true });
+"""
 
 
-async def set_field(page: Page, name: str, value: str) -> None:
-    """Fills a setting; on a narrow page the settings are folded."""
-    await page.locator("#settings").evaluate("details => { details.open = true }")
-    await page.fill(f"#{name}", value)
-
-
-async def expect_state(page: Page, state: str) -> None:
-    await expect(page.locator("#status")).to_have_attribute(
-        "data-state", state, timeout=patience(60_000)
+async def complete(page: Page, server: Server) -> None:
+    """Goes on with a raw text, in the tab Complete."""
+    await page.goto(f"{server.url}/#complete")
+    await expect(page.locator("#complete-send")).to_be_enabled()
+    await page.fill("#prompt-text", PROMPT)
+    await page.click("#complete-send")
+    await expect(page.locator("#completion .answer")).to_have_attribute(
+        "data-state", "done", timeout=patience(60_000)
     )
-
-
-async def expect_text(page: Page) -> None:
-    await expect(page.locator("#continuation")).not_to_be_empty(timeout=patience(60_000))
-
-
-async def start(page: Page) -> None:
-    await page.fill("#prompt", PROMPT)
-    await page.click("#generate")
-    await expect_text(page)
-
-
-async def sent_body(page: Page) -> Any:
-    """Generates once, to the end; returns what the page posted."""
-    async with page.expect_request("**/v1/tapes") as request:
-        await start(page)
-    await expect_state(page, "done")
-    return (await request.value).post_data_json
 
 
 async def running(server: Server) -> int:
@@ -92,26 +82,76 @@ async def idle(server: Server) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_text_grows_step_by_step(page: Page, server: Server) -> None:
-    await open_page(page, server)
-    await page.evaluate(RECORD_LENGTHS)
-    await start(page)
+async def test_first_visit(page: Page, server: RunningServer) -> None:
+    """Three examples, one sentence on what a tape is, and nothing moves at first paint."""
+    await page.add_init_script(SHIFTS)
+    await open_chat(page, server.url)
+    await expect(page.locator(".example")).to_have_count(3)
+    await expect(page.locator("#welcome")).to_contain_text("tape")
+    assert await page.evaluate("window.shift") == 0
+    await page.locator(".example").first.click()
     await expect_state(page, "done")
+    await expect(page.locator("#welcome")).to_be_hidden()
 
+
+async def test_text_grows_step_by_step(page: Page, server: RunningServer) -> None:
+    await open_chat(page, server.url, max_length=40)
+    await page.evaluate(RECORD_LENGTHS)
+    await ask_long(page)
+    await expect_state(page, "done")
     lengths: list[int] = await page.evaluate("window.lengths")
     assert len(lengths) >= 5
     assert lengths == sorted(set(lengths))
-    shown = await page.locator("#output").text_content()
-    continuation = await page.locator("#continuation").text_content()
-    assert continuation
-    assert shown == PROMPT + continuation
+    await expect_whole(page, server.url)
+
+
+async def test_a_conversation_goes_on(page: Page, server: RunningServer) -> None:
+    await open_chat(page, server.url, max_length=10)
+    await answered(page)
+    async with page.expect_request("**/v1/tapes") as request:
+        await answered(page, "And of Italy?")
+    sent = (await request.value).post_data_json
+    question, first, *_ = await stored(page)
+    assert sent["messages"] == [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": first["content"]},
+        {"role": "user", "content": "And of Italy?"},
+    ]
+    assert question["content"] == QUESTION
+
+
+async def test_raw_completion(page: Page, server: RunningServer) -> None:
+    async with page.expect_request("**/v1/tapes") as request:
+        await complete(page, server)
+    assert (await request.value).post_data_json["prompt"] == PROMPT
+    text = await page.locator("#completion .body").text_content()
+    assert text
+    await page.reload()
+    await expect(page.locator("#completion .body")).to_have_text(text)
+
+
+async def test_compare_asks_with_two_settings(page: Page, server: RunningServer) -> None:
+    await page.goto(f"{server.url}/#compare")
+    await expect(page.locator("#compare-send")).to_be_enabled()
+    await set_field(page, "max_length", "10")
+    sent: list[Any] = []
+    page.on("request", lambda one: sent.append(one.post_data_json) if one.post_data else None)
+    await page.click("#compare-send")
+    for side in range(2):
+        await expect(page.locator(".side .answer").nth(side)).to_have_attribute(
+            "data-state", "done", timeout=patience(60_000)
+        )
+    one, other = [body for body in sent if "messages" in body]
+    assert (one["temperature"], other["temperature"]) == (0, 1)
+    assert one["messages"] == other["messages"]
 
 
 async def test_stop_frees_the_engine_within_a_second(
-    page: Page, server: Server, promised: Promised
+    page: Page, server: RunningServer, promised: Promised
 ) -> None:
-    await open_page(page, server, max_length=LONG)
-    await start(page)
+    await open_chat(page, server.url, max_length=LONG)
+    await ask_long(page)
+    await expect_entries(page, 5)
     assert await running(server) == 1
 
     clicked = time.perf_counter()
@@ -119,99 +159,125 @@ async def test_stop_frees_the_engine_within_a_second(
     await idle(server)
     promised("stopped", time.perf_counter() - clicked, 1)
     await expect_state(page, "done")
-    await expect(page.locator("#receipt")).to_contain_text("cancelled")
-    await expect(page.locator("#generate")).to_be_focused()
+    await expect(answer(page).locator(".notice")).to_have_text("Stopped")
+    await expect(page.locator("#prompt")).to_be_focused()
 
 
-async def test_meter_shows_first_token_and_rate(page: Page, server: Server) -> None:
-    await open_page(page, server)
-    await start(page)
-    await expect_state(page, "done")
-
-    for figure in ("ttft", "rate", "tokens"):
-        assert float(await page.locator(f"#{figure}").inner_text()) > 0
-    receipt = page.locator("#receipt")
-    for row in ("Finish", "Completion", "First token", "Total", "Rate", "Tape"):
-        await expect(receipt).to_contain_text(row)
-
-
-async def test_controls_become_the_request(page: Page, server: Server) -> None:
-    await open_page(page, server, max_length=20)
-    for name, value in {"top-k": "40", "top-p": "0.9", "seed": "7"}.items():
-        await set_field(page, name, value)
-    assert await sent_body(page) == {
-        "prompt": PROMPT,
+async def test_settings_become_the_request(page: Page, server: RunningServer) -> None:
+    await open_chat(page, server.url, max_length=20, top_k=40, top_p=0.9, min_p=0.1, seed=7)
+    await set_field(page, "repetition_penalty", "1.1")
+    await set_field(page, "stop", "one\ntwo")
+    await set_field(page, "logit_bias", '{"42": -100}')
+    await page.fill("#system", "Answer in one word.")
+    async with page.expect_request("**/v1/tapes") as request:
+        await answered(page)
+    assert (await request.value).post_data_json == {
+        "messages": [
+            {"role": "system", "content": "Answer in one word."},
+            {"role": "user", "content": QUESTION},
+        ],
         "max_length": 20,
-        "temperature": 0.7,
         "top_k": 40,
         "top_p": 0.9,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "stop": ["one", "two"],
+        "logit_bias": {"42": -100},
         "seed": 7,
+        "logprobs": 5,
+        "on_disconnect": "pause",
+        "grace": 300,
     }
+    await page.reload()
+    await expect(page.locator("#set-max-length")).to_have_value("20")
+    await expect(page.locator("#set-stop")).to_have_value("one\ntwo")
 
-    await page.locator("label[for=mode-greedy]").click()
-    assert await sent_body(page) == {"prompt": PROMPT, "max_length": 20, "temperature": 0}
 
-
-async def test_refused_value_is_explained_beside_its_field(page: Page, server: Server) -> None:
-    await open_page(page, server)
-    await set_field(page, "temperature", "-1")
-    await page.click("#generate")
-
-    field = page.locator("#temperature")
-    await expect(page.locator("#temperature-error")).to_be_visible()
-    await expect(page.locator("#temperature-error")).to_contain_text("temperature")
+async def test_refused_value_is_explained_beside_its_field(
+    page: Page, server: RunningServer
+) -> None:
+    await open_chat(page, server.url, temperature=-1, max_length=10)
+    await ask(page)
+    field, error = page.locator("#set-temperature"), page.locator("#set-temperature-error")
+    await expect(error).to_contain_text("temperature")
     await expect(field).to_have_attribute("aria-invalid", "true")
     await expect(field).to_be_focused()
-    await expect_state(page, "error")
-
     await field.fill("0.7")
-    await expect(page.locator("#temperature-error")).to_be_hidden()
-    await page.click("#generate")
-    await expect_text(page)
-
-
-async def test_keyboard_alone_generates_and_stops(page: Page, server: Server) -> None:
-    await open_page(page, server, max_length=LONG)
-    await page.focus("#prompt")
-    await page.keyboard.press("ControlOrMeta+a")
-    await page.keyboard.type(PROMPT)
-    await page.keyboard.press("ControlOrMeta+Enter")
-    await expect_text(page)
-
-    await page.keyboard.press("Escape")
-    await idle(server)
-    await expect(page.locator("#status")).to_have_text("Stopped.")
-    await expect(page.locator("#announcer")).to_have_text("Stopped.")
-
-
-async def test_reload_reads_the_same_tape_again(page: Page, server: Server) -> None:
-    await open_page(page, server, max_length=LONG)
-    await start(page)
-    before = await page.locator("#continuation").text_content()
-    await page.reload()
-    await expect_text(page)
-
-    await page.click("#stop")
+    await expect(error).to_be_hidden()
+    await answer(page).get_by_role("button", name="Ask again (another answer)").click()
     await expect_state(page, "done")
-    after = await page.locator("#continuation").text_content()
-    assert before
-    assert after
-    assert after.startswith(before)
 
 
-async def test_settings_are_kept(page: Page, server: Server) -> None:
-    await open_page(page, server, max_length=37)
-    await page.locator("label[for=mode-greedy]").click()
-    await page.reload()
+async def test_a_schema_is_obeyed_and_a_broken_one_is_explained(
+    page: Page, server: RunningServer
+) -> None:
+    await open_chat(page, server.url)
+    await set_field(page, "schema", "{")
+    await ask(page)
+    await expect(page.locator("#set-schema-error")).to_contain_text("This is not JSON")
+    await expect(page.locator("#prompt")).to_have_value(QUESTION)
+    await set_field(
+        page,
+        "schema",
+        '{"type": "object", "properties": {"city": {"enum": ["Paris"]}},'
+        ' "required": ["city"], "additionalProperties": false}',
+    )
+    await answered(page)
+    assert "".join((await stored(page))[-1]["content"].split()) == '{"city":"Paris"}'
 
-    await expect(page.locator("#max-length")).to_have_value("37")
-    await expect(page.locator("#mode-greedy")).to_be_checked()
-    await expect(page.locator("#temperature")).to_be_disabled()
+
+async def test_an_empty_answer_says_why_and_what_to_do(page: Page, server: RunningServer) -> None:
+    await open_chat(page, server.url)
+    end = '{"finish_reason": "stop", "usage": {"completion_tokens": 1}, "timings": {}}'
+    frames = (
+        'id: T:1\nevent: token\ndata: {"text":"","token_ids":[2],"index":0}\n\n'
+        f"id: T:2\nevent: done\ndata: {end}\n\n"
+    )
+    await page.route(
+        "**/v1/tapes/*",
+        lambda route: route.fulfill(content_type="text/event-stream", body=frames),
+    )
+    await answered(page)
+    await expect(answer(page).locator(".notice")).to_contain_text("The answer is empty: the model")
+    await page.unroute("**/v1/tapes/*")
+    await answer(page).get_by_role("button", name="Ask again", exact=True).click()
+    await expect(answer(page).locator(".branch-count")).to_have_text("2/2")
 
 
-async def test_themes_differ_and_the_choice_is_kept(page: Page, server: Server) -> None:
+async def test_keyboard_alone(page: Page, server: RunningServer) -> None:
+    await open_chat(page, server.url, max_length=LONG)
+    await page.locator("#theme").focus()
+    await page.keyboard.press("/")
+    await expect(page.locator("#prompt")).to_be_focused()
+    await page.keyboard.type(QUESTION)
+    await page.keyboard.press("Shift+Enter")
+    await page.keyboard.type("Please.")
+    await page.keyboard.press("Enter")
+    await expect_entries(page, 1)
+    await page.keyboard.press("Escape")
+    await expect_state(page, "done")
+    await expect(page.locator("#announcer")).to_contain_text("Answer complete")
+    assert (await stored(page))[0]["content"] == f"{QUESTION}\nPlease."
+    await page.locator("#theme").focus()
+    await page.keyboard.press("r")
+    await expect(answer(page).locator(".branch-count")).to_have_text("2/2")
+    await page.keyboard.press("Escape")
+    await expect_state(page, "done")
+    await page.locator("#theme").focus()
+    await page.keyboard.press("[")
+    await expect(answer(page).locator(".branch-count")).to_have_text("1/2")
+    await page.keyboard.press("?")
+    await expect(page.get_by_role("dialog", name="Keyboard")).to_be_visible()
+    await page.keyboard.press("Escape")
+    await page.locator("#theme").focus()
+    await page.keyboard.press("n")
+    await expect(page.locator("#welcome")).to_be_visible()
+    await expect(page.locator("#prompt")).to_be_focused()
+
+
+async def test_themes_differ_and_the_choice_is_kept(page: Page, server: RunningServer) -> None:
     await page.emulate_media(color_scheme="light")
-    await open_page(page, server)
+    await open_chat(page, server.url)
     light = await page.evaluate(COLORS)
     await page.emulate_media(color_scheme="dark")
     dark = await page.evaluate(COLORS)
@@ -227,18 +293,21 @@ async def test_themes_differ_and_the_choice_is_kept(page: Page, server: Server) 
 
 @pytest.mark.parametrize(("width", "height"), [(360, 640), (390, 844)])
 async def test_phone_does_not_scroll_sideways(
-    page: Page, server: Server, width: int, height: int
+    page: Page, server: RunningServer, width: int, height: int
 ) -> None:
     await page.set_viewport_size({"width": width, "height": height})
-    await open_page(page, server)
-    await expect(page.locator("#temperature")).to_be_hidden()
-    await set_field(page, "max-length", "30")
-    await start(page)
-    await expect_state(page, "done")
+    await open_chat(page, server.url)
+    await expect(page.locator("#sidebar")).to_be_hidden()
+    await expect(page.locator("#panel")).to_be_hidden()
+    await answered(page)
+    await page.get_by_role("button", name="Tape of this answer").click()
+    await expect(page.locator(".tape-panel .strip")).to_be_visible()
     assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    await page.click("#show-chats")
+    await expect(page.locator("#chats li")).to_have_count(1)
 
 
-async def test_console_stays_clean(page: Page, server: Server) -> None:
+async def test_console_stays_clean(page: Page, server: RunningServer) -> None:
     problems: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
@@ -247,24 +316,52 @@ async def test_console_stays_clean(page: Page, server: Server) -> None:
 
     page.on("console", note)
     page.on("pageerror", lambda error: problems.append(str(error)))
-    await open_page(page, server, max_length=20)
-    await start(page)
-    await expect_state(page, "done")
+    await open_chat(page, server.url, max_length=20)
+    await answered(page)
     assert problems == []
 
 
-async def test_docs_render_without_leaving_the_origin(page: Page, server: Server) -> None:
+async def test_the_lamp_tells_that_the_server_is_gone(page: Page, server: RunningServer) -> None:
+    await open_chat(page, server.url)
+    await page.context.set_offline(True)
+    await expect(page.locator("#server")).to_have_attribute("data-state", "unreachable")
+    await expect(page.locator("#model")).to_have_text("the server is out of reach")
+    await expect(page.locator("#generate")).to_be_disabled()
+    await page.context.set_offline(False)
+    await expect(page.locator("#generate")).to_be_enabled()
+
+
+async def test_the_reference_renders_without_leaving_the_origin(
+    page: Page, server: RunningServer
+) -> None:
     asked: list[str] = []
 
     def note(request: Request) -> None:
         asked.append(request.url)
 
     page.on("request", note)
-    await page.goto(f"{server.url}/docs")
-    await expect(page.locator(".opblock").first).to_be_visible(timeout=patience(20_000))
-    await expect(page.locator(".opblock-summary-path", has_text="/tapes").first).to_be_visible()
-
+    await page.goto(f"{server.url}/docs#create_tape")
+    await expect(page.locator("#create_tape .path")).to_have_text("/v1/tapes")
+    await page.locator("#create_tape").get_by_role("button", name="Send").click()
+    await expect(page.locator("#create_tape .try-output")).to_contain_text('"tape"')
+    await page.fill("#filter", "tokenize")
+    await expect(page.locator(".operation:visible")).to_have_count(2)
     home = urlsplit(server.url).netloc
-    strangers = [url for url in asked if urlsplit(url).scheme != "data"]
-    strangers = [url for url in strangers if urlsplit(url).netloc != home]
-    assert strangers == []
+    assert {urlsplit(url).netloc for url in asked} == {home}
+    await page.get_by_role("link", name="Chat").click()
+    await expect(page.locator("#prompt")).to_be_visible()
+
+
+async def test_nothing_is_found_in_the_form_that_was_asked_for(
+    page: Page, server: RunningServer
+) -> None:
+    response = await page.goto(f"{server.url}/nothing")
+    assert response
+    assert response.status == 404
+    await page.get_by_role("link", name="Chat with the model").click()
+    await expect(page.locator("#prompt")).to_be_visible()
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        assert (await http.get("/nothing")).json()["error"]["type"] == "not_found_error"
+        assert (await http.head("/")).status_code == 200
+        icon = await http.get("/favicon.ico")
+    assert icon.headers["Content-Type"] == "image/svg+xml"

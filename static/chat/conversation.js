@@ -1,0 +1,262 @@
+// The conversation on the page: its messages, and what can be done with them.
+
+import { Answer } from "/static/chat/answer.js";
+import { AnswerCard } from "/static/chat/answer_card.js";
+import { QuestionCard } from "/static/chat/question_card.js";
+import { titleOf, Tree, turnsOf } from "/static/chat/tree.js";
+import { SCHEMA } from "/static/chat/history.js";
+import { announce, byId, randomId } from "/static/dom.js";
+import { forkBody, tokenCount } from "/static/tape/client.js";
+
+const NEAR_END_PX = 90;
+
+// There the text has the room; the tape opens at a press.
+const isPhone = matchMedia("(max-width: 34rem)");
+
+/**
+ * Events: `saved` after the history has changed, `current` when another answer is the newest, `change`
+ * when an answer begins or ends.
+ */
+export class ConversationView extends EventTarget {
+  constructor({ history, settings, model }) {
+    super();
+    Object.assign(this, { history, settings, model });
+    this.list = byId("messages");
+    this.scroller = byId("chat-scroll");
+    this.sticks = true; // whether the end is kept in sight
+    this.scroller.addEventListener("scroll", () => {
+      const { scrollHeight, scrollTop, clientHeight } = this.scroller;
+      this.sticks = scrollHeight - scrollTop - clientHeight < NEAR_END_PX;
+    }, { passive: true });
+    // After the layout of a frame, so that none has to be made only to scroll.
+    new ResizeObserver(() => this.keepEnd()).observe(this.list);
+    this.answers = new Map(); // by message id: those that run go on while another chat is shown
+    this.cards = [];
+    this.begin();
+  }
+
+  get isEmpty() {
+    return this.tree.messages.size === 0;
+  }
+
+  /** The answer that the keyboard and the drawer mean: the one that runs, or the last. */
+  get current() {
+    const shown = this.tree.path().filter(({ role }) => role === "assistant").map(({ id }) => this.answers.get(id));
+    return shown.find((answer) => answer?.isLive) ?? shown.at(-1) ?? null;
+  }
+
+  begin() {
+    const now = Date.now();
+    this.conversation = { id: randomId(), schema: SCHEMA, title: "", system: "", created: now, updated: now, chosen: {} };
+    this.tree = new Tree();
+    this.draw();
+  }
+
+  async open(conversation) {
+    const messages = await this.history.messages(conversation.id);
+    const logs = await Promise.all(messages.map(({ id, role }) => (role === "assistant" && !this.answers.has(id) ? this.history.log(id) : null)));
+    this.conversation = conversation;
+    // An answer that runs in this tab is newer than its record.
+    const live = messages.map((message) => this.answers.get(message.id)?.message ?? message);
+    this.tree = new Tree(live, conversation.chosen);
+    messages.forEach((message, place) => {
+      if (message.role === "assistant" && !this.answers.has(message.id)) this.adopt(message, logs[place]);
+    });
+    this.settings.system = conversation.system ?? "";
+    this.sticks = true;
+    this.draw();
+  }
+
+  /** An answer from the history: read on if its tape may still be there. */
+  adopt(message, stored) {
+    const answer = this.watched(new Answer(message));
+    if (stored) answer.restore(stored);
+    if (answer.isLive && message.tape) answer.read();
+    else if (answer.isLive) message.status = "failed";
+    return answer;
+  }
+
+  // ---- asking
+
+  /** A new question below what is shown. */
+  async ask(text) {
+    const body = this.settings.body();
+    if (!body) return false;
+    await this.put(text, this.tree.path().at(-1)?.id ?? null, body);
+    return true;
+  }
+
+  /** Another wording of a question: a branch beside it. */
+  async edit(message, text) {
+    const body = this.settings.body();
+    if (body) await this.put(text, message.parent, body);
+  }
+
+  async put(text, parent, body) {
+    const question = this.message("user", parent, text);
+    if (this.isEmpty) this.conversation.title = titleOf(text);
+    this.tree.add(question);
+    await this.answerTo(question, body);
+  }
+
+  /** Another answer beside this one. */
+  async again(message) {
+    const body = this.settings.body();
+    if (!body) return;
+    await this.answerTo(this.tree.messages.get(message.parent), body);
+  }
+
+  async answerTo(question, body) {
+    const message = this.message("assistant", question.id, "");
+    const turns = turnsOf([...this.tree.above(question), question], this.settings.system);
+    this.conversation.system = this.settings.system;
+    const answer = this.beginAnswer(message, [question, message]);
+    await this.fit(body, { messages: turns });
+    await answer.start({ messages: turns, ...body });
+    this.explain(answer);
+  }
+
+  /** A new tape that shares the first entries of an old one. */
+  async fork(message, changes) {
+    const body = this.settings.body();
+    const from = this.answers.get(message.id);
+    if (!body || !from.tape) return;
+    const answer = this.beginAnswer(this.message("assistant", message.parent, ""));
+    await answer.fork(from.tape, forkBody(body, changes, from, this.model.max_model_len));
+    this.explain(answer);
+  }
+
+  beginAnswer(message, toSave = [message]) {
+    this.tree.add(message);
+    const answer = this.watched(new Answer(message));
+    message.status = "starting";
+    this.save(toSave);
+    this.sticks = true;
+    this.draw();
+    announce("Asking.");
+    return answer;
+  }
+
+  /** Lowers the length to what fits beside the prompt: only a long prompt has to be counted. */
+  async fit(body, prompt) {
+    const context = this.model.max_model_len;
+    const characters = JSON.stringify(prompt).length;
+    if (!context || characters / 2 + body.max_length < context) return;
+    const count = await tokenCount(prompt).catch(() => null);
+    if (count !== null && count < context) body.max_length = Math.min(body.max_length, context - count);
+  }
+
+  /** A refused field is named beside its control. */
+  explain({ failure }) {
+    if (failure?.param) this.settings.showError(failure.param, failure.message);
+  }
+
+  message(role, parent, content) {
+    // Two messages may be made within one millisecond; siblings must keep their order.
+    this.lastCreated = Math.max(Date.now(), (this.lastCreated ?? 0) + 1);
+    return { id: randomId(), conversation: this.conversation.id, parent, role, content, created: this.lastCreated };
+  }
+
+  watched(answer) {
+    const { conversation } = this;
+    this.answers.set(answer.message.id, answer);
+    answer.addEventListener("save", ({ detail: { withLog } }) => {
+      const log = withLog ? { id: answer.message.id, ...answer.log.stored() } : undefined;
+      if (this.isRemoved?.(answer.message.conversation)) return;
+      this.history.save({ messages: [{ ...answer.message }], log }).catch(() => {});
+    });
+    let wasLive = answer.isLive;
+    answer.addEventListener("change", () => {
+      if (answer.isLive === wasLive) return;
+      wasLive = answer.isLive;
+      if (!wasLive) this.ended(answer, conversation);
+      this.dispatchEvent(new Event("change"));
+    });
+    return answer;
+  }
+
+  ended(answer, conversation) {
+    conversation.updated = Date.now();
+    this.saveConversation(conversation);
+    if (answer.message.status === "done") announce(`Answer complete, ${answer.message.usage?.completion_tokens ?? ""} tokens.`);
+    else announce("The answer failed.");
+  }
+
+  // ---- what is shown
+
+  draw() {
+    for (const card of this.cards) card.remove();
+    const path = this.tree.path();
+    const lastAnswer = path.findLast(({ role }) => role === "assistant");
+    this.cards = path.map((message) => (message.role === "user" ? this.questionCard(message) : this.answerCard(message, message === lastAnswer)));
+    this.list.append(...this.cards.map(({ node }) => node));
+    this.keepEnd();
+    this.dispatchEvent(new Event("current"));
+    this.dispatchEvent(new Event("change"));
+  }
+
+  questionCard(message) {
+    return new QuestionCard(message, {
+      edit: (text) => this.edit(message, text),
+      step: (by) => this.step(message, by),
+    }, this.branch(message));
+  }
+
+  answerCard(message, isLast) {
+    const answer = this.answers.get(message.id) ?? this.adopt(message);
+    return new AnswerCard(answer, {
+      again: () => this.again(message),
+      fork: (changes) => this.fork(message, changes),
+      settings: (param) => this.settings.focus(param),
+      step: (by) => this.step(message, by),
+    }, {
+      isMarkdown: true,
+      capabilities: this.model,
+      hasTape: isLast && !isPhone.matches,
+      branch: this.branch(message),
+    });
+  }
+
+  branch(message) {
+    const all = this.tree.siblings(message);
+    return all.length > 1 ? { at: all.indexOf(message) + 1, of: all.length } : null;
+  }
+
+  /** Shows the neighbour of a message, with what belongs to it. */
+  step(message, by) {
+    const other = this.tree.neighbour(message, by);
+    if (!other) return;
+    this.tree.choose(other);
+    this.save([]);
+    this.sticks = false;
+    const top = this.scroller.scrollTop;
+    this.draw();
+    this.scroller.scrollTop = top;
+    const { at, of } = this.branch(other);
+    announce(`Branch ${at} of ${of}.`);
+  }
+
+  /** For the keyboard: the last message that has branches. */
+  stepLast(by) {
+    const last = this.tree.path().findLast((message) => this.tree.siblings(message).length > 1);
+    if (last) this.step(last, by);
+  }
+
+  keepEnd() {
+    if (this.sticks) this.scroller.scrollTop = this.scroller.scrollHeight;
+  }
+
+  // ---- history
+
+  save(messages) {
+    this.conversation.updated = Date.now();
+    this.conversation.chosen = { ...this.tree.chosen };
+    this.history.save({ conversation: { ...this.conversation }, messages: messages.map((one) => ({ ...one })) })
+      .then(() => this.dispatchEvent(new Event("saved")), () => {});
+  }
+
+  saveConversation(conversation) {
+    if (this.isRemoved?.(conversation.id)) return;
+    this.history.save({ conversation: { ...conversation } }).then(() => this.dispatchEvent(new Event("saved")), () => {});
+  }
+}
