@@ -4,15 +4,13 @@ Every message tells its reader what to do; a refused parameter is named, with it
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-
-from app.routes import page
 
 _PLAIN_WORDS = {
     404: "nothing is at this path; /docs lists what there is",
@@ -122,8 +120,11 @@ def bodies_too_large(limit: int) -> APIError:
     )
 
 
-def install(app: FastAPI) -> None:
-    """Give every error of this app the one shape."""
+def install(app: FastAPI, page_for: Callable[[Request], Response | None] = lambda _: None) -> None:
+    """Give every error of this app the one shape.
+
+    A path that there is not is answered with `page_for`, where that has a page for the request.
+    """
 
     @app.exception_handler(APIError)
     async def refused(_: Request, error: APIError) -> Response:
@@ -135,8 +136,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 404 and page.wants_page(request):
-            return page.not_found()
+        if error.status_code == 404 and (page := page_for(request)):
+            return page
         message = _PLAIN_WORDS.get(error.status_code, str(error.detail))
         headers = _allow(request, error) if error.status_code == 405 else error.headers
         return APIError(error.status_code, message, headers=headers).response()

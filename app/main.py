@@ -158,7 +158,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
         openapi_url=None,  # app/openapi.py serves it
         redirect_slashes=False,  # NormalRequests leaves none
     )
-    errors.install(app)
+    errors.install(app, page.not_found)
     openapi.install(app)
     for module in (
         generate,

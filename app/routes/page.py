@@ -56,12 +56,12 @@ async def favicon() -> Response:
     return FileResponse(STATIC / "favicon.svg", headers=_HEADERS)
 
 
-def wants_page(request: Request) -> bool:
-    """Whether a person looks at the answer: a browser's address line asks for HTML by name."""
+def not_found(request: Request) -> Response | None:
+    """404 for people: what to do next, in the pages' style. None for a program.
+
+    A browser's address line asks for HTML by name.
+    """
     is_read = request.method in ("GET", "HEAD")
-    return is_read and "text/html" in request.headers.get("accept", "")
-
-
-def not_found() -> Response:
-    """404 for people: what to do next, in the pages' style."""
+    if not is_read or "text/html" not in request.headers.get("accept", ""):
+        return None
     return FileResponse(STATIC / "404.html", 404, headers=_HEADERS)
