@@ -38,7 +38,8 @@ async def generate(
     idempotency_key: IdempotencyKey = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
 ) -> Response:
-    """Continue a prompt. `stream: true`, or `Accept: text/event-stream`, streams the tokens."""
+    """Answer a conversation, or continue a prompt. `stream: true` or `Accept: text/event-stream`
+    streams the tokens."""
     if last_event_id:
         return await resume(services, caller, last_event_id)
     if body.stream or "text/event-stream" in accept:

@@ -72,6 +72,16 @@ async def test_a_fork_without_changes_is_the_same_tape(
         assert await text_of(http, forked) == text
 
 
+@pytest.mark.long
+async def test_a_fork_after_each_of_sixty_entries(http: httpx.AsyncClient) -> None:
+    tape = await begin(http, messages=CHAT, temperature=0, ignore_eos=True, max_length=60)
+    whole = await entries(http, tape)
+    for after in range(60):
+        assert await entries(http, await fork(http, tape, after)) == whole, after
+        drawn = await fork(http, tape, after, seed=after, temperature=1.0)
+        assert (await entries(http, drawn))[:after] == whole[:after]
+
+
 async def test_what_comes_after_the_copies_is_drawn_with_the_changes(
     http: httpx.AsyncClient,
 ) -> None:
