@@ -68,6 +68,7 @@ export class AnswerCard {
       : { kind: "rewound", text: `Rewound to entry ${this.view} of ${this.answer.log.lastToken}.`, action: null };
     this.node.dataset.state = this.answer.message.status;
     this.node.dataset.tape = this.answer.tape ?? "";
+    this.node.dataset.entries = String(this.answer.log.last);
     this.notice.dataset.kind = kind;
     if (this.notice.textContent !== text) this.notice.textContent = text;
     this.notice.hidden = !text;

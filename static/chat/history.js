@@ -58,7 +58,7 @@ class StoredHistory {
     return new Promise((resolve, reject) => {
       const transaction = this.database.transaction(stores, mode);
       let result;
-      transaction.oncomplete = () => resolve(result?.result ?? result);
+      transaction.oncomplete = () => resolve(result instanceof IDBRequest ? result.result : result);
       transaction.onerror = () => reject(transaction.error);
       transaction.onabort = () => reject(transaction.error);
       result = work(...[stores].flat().map((name) => transaction.objectStore(name)));

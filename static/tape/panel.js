@@ -10,6 +10,7 @@ import { Strip } from "/static/tape/strip.js";
 import { tokenCard } from "/static/tape/token_card.js";
 
 const REPLAY_PER_S = 60; // entries
+const ON_ITS_WAY = 20; // entries
 const DRAW_MS = 60; // the strip and the line, while the answer types
 
 /**
@@ -92,15 +93,15 @@ export class TapePanel {
     ];
   }
 
-  /** The server knows of all readers; what only the page knows comes first. */
+  /** The server knows of all readers. What this page's readers did, the page itself knows better. */
   marks() {
     const own = this.answer.marks;
-    const known = new Set(own.map(({ kind, entry }) => `${kind}:${entry}`));
-    const theirs = (this.heads?.marks ?? []).filter(({ kind, entry }) => !known.has(`${kind}:${entry}`));
-    const paused = new Set(own.filter(({ kind }) => kind === "pause" || kind === "leave").map(({ entry }) => entry));
-    // The server notices a cut a step later, and then pauses: one mark is enough for that.
-    const isNear = ({ kind, entry }) => ["leave", "pause", "resume"].includes(kind) && [...paused].some((at) => Math.abs(at - entry) <= 2);
-    return [...theirs.filter((mark) => !isNear(mark)), ...own];
+    const numbers = this.answer.reader?.numbers ?? new Set();
+    // The server sees a closed connection some entries later: what was on its way, nobody received.
+    const isOwn = ({ kind, entry, reader }) => numbers.has(reader)
+      || own.some((mark) => mark.kind === kind && mark.entry === entry)
+      || (kind === "pause" && own.some((mark) => mark.kind !== "resume" && mark.entry <= entry && entry <= mark.entry + ON_ITS_WAY));
+    return [...(this.heads?.marks ?? []).filter((mark) => !isOwn(mark)), ...own];
   }
 
   // ---- rewinding

@@ -16,7 +16,8 @@ const CUT_MS = 1500; // a cut that was asked for stays open so long that it can 
 export class TapeReader {
   constructor(tape, log, wire, on) {
     Object.assign(this, { tape, log, wire, on });
-    this.number = null; // what the server calls this reader
+    this.number = null; // what the server calls this connection
+    this.numbers = new Set(); // and those before it
     this.connections = 0;
     this.tries = 0;
     this.state = "closed";
@@ -134,6 +135,7 @@ export class TapeReader {
     const response = await ask(locationOf(this.tape), { headers, signal });
     this.connections += 1;
     this.number = Number(response.headers.get("X-Reader")) || null;
+    this.numbers.add(this.number);
     this.wire.response(response.status, this.number);
     if (response.status === 204) throw new TypeError("the end was read already");
     this.become("reading");

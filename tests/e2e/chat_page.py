@@ -1,5 +1,6 @@
 """The page for chats as a person uses it: shared by the tests of the page."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,10 +79,10 @@ async def expect_state(page: Page, state: str) -> None:
 
 
 async def expect_entries(page: Page, count: int) -> None:
-    """At least so many have come."""
-    await expect(page.locator(f"#messages .cell[data-n='{count}']").last).to_be_attached(
-        timeout=patience(60_000)
-    )
+    """Return when at least so many have come."""
+    async with asyncio.timeout(patience(60)):
+        while int(await answer(page).get_attribute("data-entries") or 0) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 async def answered(page: Page, text: str = QUESTION) -> None:

@@ -51,9 +51,13 @@ COLORS = """
 """
 
 SHIFTS = """
-window.shift = 0;
+window.shifts = [];
 new PerformanceObserver((list) => {
-  for (const { value } of list.getEntries()) window.shift += value;
+  for (const { value, sources } of list.getEntries()) {
+    window.shifts.push([value, ...sources.map(({ node, previousRect, currentRect }) => (
+      [node?.id || node?.className || node?.textContent, previousRect, currentRect]
+    ))]);
+  }
 }).observe({ type: "layout-shift", buffered: true });
 """
 
@@ -88,7 +92,7 @@ async def test_first_visit(page: Page, server: RunningServer) -> None:
     await open_chat(page, server.url)
     await expect(page.locator(".example")).to_have_count(3)
     await expect(page.locator("#welcome")).to_contain_text("tape")
-    assert await page.evaluate("window.shift") == 0
+    assert await page.evaluate("window.shifts") == []
     await page.locator(".example").first.click()
     await expect_state(page, "done")
     await expect(page.locator("#welcome")).to_be_hidden()
