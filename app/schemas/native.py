@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from app import strict_json
 from app.schemas.ask import Ask
 from app.schemas.fields import Range, refused
+from app.schemas.openai import ResponseFormat, grammar_of
 from app.schemas.openai_chat import Messages
 from app.schemas.sampling import LogitBias, SamplingFields
 from model import sampling
@@ -74,6 +75,9 @@ class TapeBody(GenerateFields):
     messages: Messages = Field(
         [], description="A conversation, of which the model writes the next turn."
     )
+    response_format: ResponseFormat | None = Field(
+        None, description="Text, or JSON by a schema; as for chat completions."
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -84,7 +88,7 @@ class TapeBody(GenerateFields):
         return self
 
     def ask(self) -> Ask:
-        ask = super().ask()
+        ask = replace(super().ask(), grammar=grammar_of(self.response_format))
         if not self.messages:
             return ask
         conversation = Conversation([message.turn() for message in self.messages])

@@ -22,7 +22,7 @@ ALICE, BOB = "alice's key", "bob-ключ"
 BODY: dict[str, Any] = {"prompt": "x" * 100, "max_length": 5, "ignore_eos": True}
 
 # What everybody may see.
-OPEN = {"/", "/dash", "/docs", "/openapi.json", "/static"}
+OPEN = {"/", "/favicon.ico", "/dash", "/docs", "/openapi.json", "/static"}
 OPEN |= {"/health", "/ready", "/metrics", "/version"}
 
 

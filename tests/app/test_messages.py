@@ -67,6 +67,19 @@ async def test_wrong_messages_are_named(http: httpx.AsyncClient, messages: Any, 
     assert answer.json()["error"]["param"] == param
 
 
+async def test_an_answer_keeps_to_a_schema(http: httpx.AsyncClient) -> None:
+    schema = {"type": "object", "properties": {"city": {"enum": ["Paris"]}}, "required": ["city"]}
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "city", "schema": schema | {"additionalProperties": False}},
+    }
+    body = {"messages": CHAT, "response_format": form, "max_length": 40}
+    answer = (await http.post("/generate", json=body)).json()
+    assert json.loads(answer["generated_text"]) == {"city": "Paris"}
+    wrong = await http.post("/v1/tapes", json=body | {"response_format": {"type": "xml"}})
+    assert wrong.json()["error"]["param"] == "response_format"
+
+
 async def test_a_get_takes_a_prompt_only(http: httpx.AsyncClient) -> None:
     answer = await http.get("/generate", params={"messages": json.dumps(CHAT)})
     assert answer.status_code == 422
