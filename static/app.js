@@ -203,6 +203,7 @@ server.watch(async (state, health) => {
 
 async function introduce() {
   const { version, model: name, dtype, torch, max_model_len: context } = await server.version();
+  if (!isReady) return; // the server has gone meanwhile, and the lamp says so
   byId("model").textContent = [name ?? "model ready", dtype].filter(Boolean).join(" · ");
   const facts = [version && `Tickertape ${version}`, torch && `torch ${torch}`, context && `context ${context} tokens`];
   byId("server").title = facts.filter(Boolean).join(" · ");
