@@ -6,6 +6,7 @@ import { Lexer } from "/static/vendor/marked/marked.esm.js";
 
 // Bounds for a model's text, which may be hostile: what is beyond them is shown as plain text.
 const LARGEST_BLOCK = 16_000; // characters that are parsed again in each frame
+const BLOCKS_OF_CHUNK = 12;
 const LONGEST_PART = 1000; // characters of code that are laid out at once
 const LARGEST_CODE = 400_000;
 const MOST_MARKERS = 1500; // *, _, [, ` and their like in one block
@@ -22,12 +23,21 @@ export class MarkdownStream {
 
   clear() {
     this.root.replaceChildren();
+    this.beginChunk();
     this.text = "";
     this.settled = 0; // the text up to here is on the page for good
     this.spare = null; // the last block of the frame before
     this.tail = []; // nodes of the text after it
     this.open = null; // a list, table or code block that goes on growing
     this.plain = null; // a text node, once a block was too much to parse
+  }
+
+  /** Blocks lie in chunks: those out of sight are skipped by the browser as a whole. */
+  beginChunk() {
+    this.chunk?.classList.add("settled");
+    this.chunk = document.createElement("div");
+    this.chunk.className = "chunk";
+    this.root.append(this.chunk);
   }
 
   /** Shows `text`; cheap where it goes on from what is shown. */
@@ -81,7 +91,7 @@ export class MarkdownStream {
     const { spare } = this;
     this.spare = null;
     if (!spare) {
-      this.root.append(node);
+      this.chunk.append(node);
     } else if (canChange && spare.tagName === node.tagName && spare.className === node.className) {
       spare.replaceChildren(...node.childNodes);
       return spare;
@@ -97,11 +107,12 @@ export class MarkdownStream {
       carried.finish(token);
     } else {
       const node = block(token);
-      if (node) this.place(node, false);
+      if (node) this.place(node, token.type !== "code");
       if (token.type === "code") colour(node.querySelector("code"), node.dataset.language);
     }
     this.open = null;
     this.settled += token.raw.length - prefix;
+    if (this.chunk.childElementCount >= BLOCKS_OF_CHUNK && !this.spare) this.beginChunk();
   }
 
   /** The last block: it may change with every token. */
@@ -128,7 +139,7 @@ export class MarkdownStream {
     const holder = document.createElement("p");
     holder.className = "plain";
     holder.append(this.plain);
-    this.root.append(holder);
+    this.chunk.append(holder);
   }
 
   /** Until an empty line: there, a new block begins. True when one does. */
@@ -209,18 +220,29 @@ class GrowingParts {
 
   /** Returns how many characters are settled by this. */
   grow(token, keep = 2) {
-    for (const node of this.unsettled) node.remove();
+    const before = this.unsettled;
     this.unsettled = [];
     const parts = this.partsOf(token);
     let settled = 0;
     parts.forEach((part, place) => {
-      const node = this.nodeOf(part);
-      this.holder.append(node);
+      const node = this.changed(before[place], this.nodeOf(part));
       if (place < parts.length - keep && this.canSettle(part)) settled += this.lengthOf(part);
       else this.unsettled.push(node);
     });
+    for (const node of before.slice(parts.length)) node.remove();
     if (settled && !this.prefix) settled += this.opened(token);
     return settled;
+  }
+
+  /** To take a part out of a long list and put another in costs much more than to fill it anew. */
+  changed(shown, node) {
+    if (!shown) {
+      this.holder.append(node);
+      return node;
+    }
+    shown.replaceChildren(...node.childNodes);
+    shown.className = node.className;
+    return shown;
   }
 
   finish(token) {

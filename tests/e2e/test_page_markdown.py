@@ -114,7 +114,7 @@ async def test_the_parts_of_markdown(page: Page, server: RunningServer, size: in
     body = answer(page).locator(".body")
     await expect(body.locator("h3")).to_have_text("The sea")
     await expect(body.locator("strong")).to_have_text("white notes")
-    await expect(body.locator("> ul > li")).to_have_count(3)
+    await expect(body.locator(".chunk > ul > li")).to_have_count(3)
     await expect(body.locator("ul ul li")).to_have_text("nested")
     await expect(body.locator("ol > li")).to_have_count(2)
     await expect(body.locator("blockquote")).to_contain_text("of two lines")
@@ -122,7 +122,7 @@ async def test_the_parts_of_markdown(page: Page, server: RunningServer, size: in
     await expect(body.locator("pre code")).to_have_text("def reverse(text):\n    return text[::-1]")
     await expect(body.locator(".hl-keyword")).to_have_count(2)
     await expect(body.locator("p").last).to_have_text("The end & a link.")
-    await expect(body.locator("> *")).to_have_count(8)
+    await expect(body.locator(".chunk > *")).to_have_count(8)
 
 
 @pytest.mark.parametrize(
