@@ -56,7 +56,7 @@ async def test_a_snippet_prints_a_sensible_answer(
     if "curl" in code:
         assert '"finish_reason":"stop"' in text
         text = "".join(re.findall(r'"text":"(.*?)"', text))
-    about = "sleep|bed|night" if "sleep" in code else "plant|light|energy|oxygen|carbon"
+    about = "sleep|bed|night" if "sleep" in code else "photosynthesis|plant|light|energy|oxygen|carbon"
     assert re.search(about, text, re.IGNORECASE), text
     assert 5 < len(text.split()) < ENOUGH, text
 
