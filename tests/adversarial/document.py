@@ -195,9 +195,10 @@ class Document:
 
     def _case(self, schema: Schema, step: Step) -> Schema:
         """Of what must hold of several fields together, the first case that speaks of this one."""
-        cases: list[Schema] = schema.get("anyOf", [{}])
+        cases: list[Schema] = schema.get("anyOf") or schema.get("oneOf", [{}])
         speaking = [case for case in cases if _allows(case.get("properties", {}).get(step))]
-        return (speaking or cases)[0]
+        wanting = [case for case in cases if step in case.get("required", ())]
+        return (speaking or wanting or cases)[0]
 
     def _array(self, schema: Schema, hole: Path | None) -> Any:
         if hole:
