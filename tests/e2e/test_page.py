@@ -50,6 +50,9 @@ COLORS = """
 }
 """
 
+# Of a cumulative layout shift, of which 0.1 is good: a figure that grows by a digit is less.
+UNSEEN = 0.005
+
 SHIFTS = """
 window.shifts = [];
 new PerformanceObserver((list) => {
@@ -92,7 +95,8 @@ async def test_first_visit(page: Page, server: RunningServer) -> None:
     await open_chat(page, server.url)
     await expect(page.locator(".example")).to_have_count(3)
     await expect(page.locator("#welcome")).to_contain_text("tape")
-    assert await page.evaluate("window.shifts") == []
+    shifts = await page.evaluate("window.shifts")
+    assert sum(value for value, *_ in shifts) < UNSEEN, shifts
     await page.locator(".example").first.click()
     await expect_state(page, "done")
     await expect(page.locator("#welcome")).to_be_hidden()
