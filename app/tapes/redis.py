@@ -179,7 +179,8 @@ class RedisStore(TapeStore):
     def _addition(self, tape: Tape, after: int, *, anew: bool = False) -> Addition:
         """What is on the tape after this entry, and its state if Redis has another."""
         begin = after - tape.num_dropped
-        items: Batch = [*tape.entries[begin : begin + _AT_ONCE]]
+        # Written anew, all go at once: what was shown already must be there again.
+        items: Batch = [*tape.entries[begin : None if anew else begin + _AT_ONCE]]
         if tape.end and after < tape.written <= after + len(items) + 1:
             items.append(tape.end)
         state = state_of(tape)
