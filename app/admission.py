@@ -1,6 +1,5 @@
 """What may start: checked here, before any header leaves and before the engine is touched."""
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from model.messages import (
     id_array,
     ids_of,
 )
-from model.sampling import SamplingDefaults, SamplingParams
+from model.sampling import SamplingDefaults, SamplingParams, fresh_seed
 from model.tokenizer import Tokenizer
 
 # What is done right here, because to have it done elsewhere takes as long.
@@ -241,7 +240,7 @@ def sampling_params(
     fields = ask.fields
     return SamplingParams(
         max_tokens=max_tokens,
-        seed=secrets.randbits(63) if fields.seed is None else fields.seed,
+        seed=fresh_seed() if fields.seed is None else fields.seed,
         **chosen(fields, defaults),
         presence_penalty=fields.presence_penalty,
         logit_bias=fields.logit_bias,

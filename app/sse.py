@@ -217,14 +217,14 @@ class TapeResponse(Stream):
         if self._after is not None:
             tape.resumes += 1
             replayed = tape.last - self._after
-            tape.heads.mark(Mark("resume", self._after, head.reader, replayed))
+            tape.mark(Mark("resume", self._after, head.reader, replayed))
             self._metrics.resumed()
         try:
             await super().__call__(scope, receive, send)
         finally:
             tape.heads.reading.remove(head)
             if head.entry < tape.last or not tape.has_ended:
-                tape.heads.mark(Mark("leave", head.entry, head.reader))
+                tape.mark(Mark("leave", head.entry, head.reader))
             self._registry.detach(tape)
 
     def _was_cut(self) -> None:

@@ -1,5 +1,7 @@
 """SamplingParams: how the next token of one sequence is chosen. Plain data, checked at the edge."""
 
+import secrets
+
 import msgspec
 
 MAX_STOP_STRINGS = 16
@@ -7,6 +9,11 @@ MAX_STOP_LENGTH = 256
 MAX_STOP_TOKENS = 64
 MAX_LOGIT_BIAS = 1024
 MAX_LOGPROBS = 20
+
+
+def fresh_seed() -> int:
+    """For a request without one, so that it can go on in another engine."""
+    return secrets.randbits(63)
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,9 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
 
 from app.admission import check_token_ids
 from app.caller import Caller
@@ -31,7 +34,9 @@ async def fork(
         terms = terms_of(services.settings, body)
         entries = wanted.entries()
         plan = wanted.plan(tape.recipe, entries, client=caller.client, terms=terms, claim=claim)
-        _check_room(plan, services.admission.context)
+        plan = _fitting(
+            plan, services.admission.context, exact="max_length" in body.model_fields_set
+        )
         size, counts = await _measured(services, caller, entries)
         beginning = Beginning(entries, size, counts, wanted.ends_among(counts, plan))
         services.admission.check_load(caller.client, len(tape.choices))
@@ -65,12 +70,17 @@ async def _checked(services: Services, caller: Caller, body: ForkBody) -> Sequen
     return tail
 
 
-def _check_room(plan: Plan, context: int) -> None:
+def _fitting(plan: Plan, context: int, *, exact: bool) -> Plan:
+    """As with any request, a length that was given must fit; else it is lowered to what does."""
     longest = max(map(len, plan.prompts))
-    if longest + plan.params.max_tokens > context:
+    wanted, room = plan.params.max_tokens, context - longest
+    if wanted <= room:
+        return plan
+    if exact or room < 1:
         raise context_exceeded(
-            "max_length",
+            "max_length" if exact else "messages",
             context,
-            f"the fork has {longest} tokens of prompt and asks for {plan.params.max_tokens} more; "
-            "give a smaller max_length, or fewer messages",
+            f"the fork has {longest} tokens of prompt and asks for {wanted} more; give a smaller "
+            "max_length, or fewer messages",
         )
+    return replace(plan, params=msgspec.structs.replace(plan.params, max_tokens=room))

@@ -9,6 +9,7 @@ from app.schemas.openai_chat import Messages
 from app.schemas.sampling import DrawFields, LeavingFields, TokenId
 from model import sampling
 from model.messages import Conversation
+from model.sampling import fresh_seed
 
 _RENAMED = {"max_length": "max_tokens"}
 _NOT_SAMPLING = frozenset({"after", "token_id", "messages"} | LeavingFields.model_fields.keys())
@@ -36,7 +37,10 @@ class ForkBody(DrawFields, LeavingFields):
     def changes(self) -> dict[str, Any]:
         """The fields of SamplingParams that were given."""
         given = self.model_fields_set - _NOT_SAMPLING
-        return {_RENAMED.get(name, name): _plain(getattr(self, name)) for name in given}
+        changes = {_RENAMED.get(name, name): _plain(getattr(self, name)) for name in given}
+        if "seed" in given and self.seed is None:
+            changes["seed"] = fresh_seed()
+        return changes
 
     def conversation(self) -> Conversation | None:
         if not self.messages:

@@ -42,6 +42,3 @@ class Heads:
 
     reading: list[Head] = field(default_factory=list)
     marks: deque[Mark] = field(default_factory=lambda: deque(maxlen=_KEPT))
-
-    def mark(self, mark: Mark) -> None:
-        self.marks.append(mark)

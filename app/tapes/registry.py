@@ -360,7 +360,7 @@ class Registry:
 
     def _pause(self, recording: _Recording) -> None:
         tape = recording.tape
-        tape.heads.mark(Mark("pause", tape.written))
+        tape.mark(Mark("pause", tape.written))
         tape.paused = True
         for choice in tape.choices:
             choice.pause()

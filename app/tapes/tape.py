@@ -36,6 +36,7 @@ from model.messages import (
 _UNBOUNDED = 1 << 62
 _EMPTY = 1000  # bytes that a tape without entries takes
 _CHOICE: Final = 500  # bytes that a choice takes beside its tokens
+_MARK: Final = 160  # bytes of what happened once
 _TOKEN: Final = 8  # bytes of a token's id and latency: they stay when its entry goes
 
 # Of a page: what a reader that is behind gets at once, and what is done in one piece of work.
@@ -260,8 +261,8 @@ class Tape:
     @property
     def size(self) -> int:
         """About how many bytes of memory are kept for it, all in all."""
-        tokens = _TOKEN * self.num_tokens
-        return self.entries_size + self._fixed_size + self.plan_size + tokens
+        kept = _TOKEN * self.num_tokens + _MARK * len(self.heads.marks)
+        return self.entries_size + self._fixed_size + self.plan_size + kept
 
     @property
     def written(self) -> int:
@@ -413,9 +414,14 @@ class Tape:
         """Tell readers what is going on before the next entry; what they know is not repeated."""
         if progress != self.progress and not self.end:
             if isinstance(progress, Recovering):
-                self.heads.mark(Mark("engine", self.written))
+                self.mark(Mark("engine", self.written))
             self.progress = progress
             self._wake()
+
+    def mark(self, mark: Mark) -> None:
+        """Note what happens; nothing after the end, when its size has been counted."""
+        if not self.end:
+            self.heads.marks.append(mark)
 
     def record(
         self, event: Started | Queued | Prefilling | Token | Finished, index: int = 0

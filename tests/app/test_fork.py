@@ -141,6 +141,27 @@ async def test_turns_can_follow_the_copies(http: httpx.AsyncClient) -> None:
     assert back == first
 
 
+async def test_a_seed_that_is_null_is_a_fresh_one(http: httpx.AsyncClient) -> None:
+    tape = await begin(http, prompt="The sea was", temperature=1.5, seed=1, ignore_eos=True)
+    whole = await entries(http, tape)
+    drawn = [await entries(http, await fork(http, tape, 2, seed=None)) for _ in range(2)]
+    assert [found[:2] for found in drawn] == [whole[:2]] * 2
+    assert whole != drawn[0] != drawn[1]
+
+
+async def test_turns_may_follow_where_the_length_was_left_to_the_context(
+    http: httpx.AsyncClient,
+) -> None:
+    """As chat completions do: with more of a prompt, less fits."""
+    asked = {"messages": CHAT, "temperature": 0, "stream": True}
+    response = await http.post("/v1/chat/completions", json=asked)
+    tape = response.headers["X-Tape"]
+    first = await entries(http, tape)
+    more = [{"role": "user", "content": "And three animals?"}]
+    forked = await fork(http, tape, len(first), messages=more, seed=1)
+    await http.delete(f"/v1/tapes/{forked}")
+
+
 async def test_each_choice_of_a_tape_goes_on(http: httpx.AsyncClient) -> None:
     body = {"prompt": ["The sea", "A bird"], "n": 2, "max_tokens": 8, "seed": 3, "stream": True}
     response = await http.post("/v1/completions", json=body)
