@@ -16,8 +16,8 @@ from typing import Generic, Protocol, TypeVar
 
 logger = logging.getLogger("tickertape")
 
-# Descriptors left for other things than clients: 15 that are always open, up to 40 files of the
-# page (one for each of anyio's threads), those of an engine that is started anew.
+# Descriptors left for other things than clients: 15 that are always open, those of an engine that
+# is started anew, connections to Redis and to whoever collects traces.
 _RESERVE = 64
 
 _TELL_EVERY = 60.0  # seconds
@@ -65,7 +65,7 @@ class Connections(Generic[C]):
         False when all others are being answered.
         """
         most = _most()
-        while self._held() >= most:
+        while len(self._uses) >= most:
             self._tell()
             first = next(self._in_order(), None)
             if first is None:
@@ -73,10 +73,6 @@ class Connections(Generic[C]):
             self.forget(first)  # it is closed later: the next newcomer must find another
             first.give_way()
         return True
-
-    def _held(self) -> int:
-        """Descriptors: one for each connection, and one for a file that is sent and not taken."""
-        return len(self._uses) + len(self._by_use[Use.STALLED])
 
     def _in_order(self) -> Iterator[C]:
         """Those that may be closed, the first to go first."""

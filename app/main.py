@@ -173,7 +173,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
         page,
     ):
         app.include_router(module.router)
-    app.mount("/static", page.Files(directory=page.STATIC), name="static")
+    app.mount("/static", page.Files(), name="static")
     _admit_pages(app, settings)
     if tracing:
         app.add_middleware(TraceContext)

@@ -7,9 +7,10 @@ the page shows.
 from pathlib import Path
 
 from fastapi import APIRouter, Request
-from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
 from starlette.types import Scope
+
+from app.page_files import PageFile, PageFiles, hold
 
 STATIC = Path(__file__).resolve().parents[2] / "static"
 
@@ -26,8 +27,12 @@ _HEADERS = {
 router = APIRouter(include_in_schema=False)
 
 
-class Files(StaticFiles):
+class Files(PageFiles):
     """What lies in static/, with the page's headers."""
+
+    def __init__(self) -> None:
+        super().__init__(directory=STATIC)
+        hold(STATIC)
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -37,23 +42,23 @@ class Files(StaticFiles):
 
 @router.get("/")
 async def index() -> Response:
-    return FileResponse(STATIC / "index.html", headers=_HEADERS)
+    return PageFile(STATIC / "index.html", headers=_HEADERS)
 
 
 @router.get("/dash")
 async def dash() -> Response:
-    return FileResponse(STATIC / "dash.html", headers=_HEADERS)
+    return PageFile(STATIC / "dash.html", headers=_HEADERS)
 
 
 @router.get("/docs")
 async def docs() -> Response:
-    return FileResponse(STATIC / "docs.html", headers=_HEADERS)
+    return PageFile(STATIC / "docs.html", headers=_HEADERS)
 
 
 @router.get("/favicon.ico")
 async def favicon() -> Response:
     """Browsers ask for it on pages that name no icon."""
-    return FileResponse(STATIC / "favicon.svg", headers=_HEADERS)
+    return PageFile(STATIC / "favicon.svg", headers=_HEADERS)
 
 
 def not_found(request: Request) -> Response | None:
@@ -64,4 +69,4 @@ def not_found(request: Request) -> Response | None:
     is_read = request.method in ("GET", "HEAD")
     if not is_read or "text/html" not in request.headers.get("accept", ""):
         return None
-    return FileResponse(STATIC / "404.html", 404, headers=_HEADERS)
+    return PageFile(STATIC / "404.html", 404, headers=_HEADERS)
