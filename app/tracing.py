@@ -104,17 +104,21 @@ class Tracing(Observer):
     def asked(self, tape: Tape, ask: Ask, params: SamplingParams, *, streamed: bool) -> None:
         """A tape has begun for this request, in the trace that is current."""
         operation = "chat" if isinstance(ask.prompts[0], Conversation) else "text_completion"
+        self._note(tape, operation, _wishes(ask, params) | {"gen_ai.request.stream": streamed})
+
+    def forked(self, tape: Tape, params: SamplingParams) -> None:
+        """A tape has begun with the entries of another one, in the trace that is current."""
+        wishes = {"gen_ai.request.max_tokens": params.max_tokens} | _draw(params)
+        self._note(tape, "text_completion", wishes | {"gen_ai.request.stream": True})
+
+    def _note(self, tape: Tape, operation: str, wishes: _Attributes) -> None:
+        attributes = {
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": _PROVIDER,
+            "gen_ai.request.model": self._model_name,
+        }
         self._asked[tape.id] = _Asked(
-            context.get_current(),
-            time.time_ns(),
-            operation,
-            {
-                "gen_ai.operation.name": operation,
-                "gen_ai.provider.name": _PROVIDER,
-                "gen_ai.request.model": self._model_name,
-                "gen_ai.request.stream": streamed,
-            }
-            | _wishes(ask, params),
+            context.get_current(), time.time_ns(), operation, attributes | wishes
         )
 
     def ended(self, tape: Tape, *, attended: bool) -> None:
@@ -174,15 +178,20 @@ def _wishes(ask: Ask, params: SamplingParams) -> _Attributes:
     fields = ask.fields
     wishes = {
         "gen_ai.request.max_tokens": ask.max_tokens,
-        "gen_ai.request.temperature": params.temperature,
-        "gen_ai.request.top_p": params.top_p,
-        "gen_ai.request.top_k": params.top_k or None,
         "gen_ai.request.frequency_penalty": fields.frequency_penalty or None,
         "gen_ai.request.presence_penalty": fields.presence_penalty or None,
         "gen_ai.request.seed": fields.seed,
         "gen_ai.request.choice.count": ask.n if ask.n > 1 else None,
     }
-    return {name: value for name, value in wishes.items() if value is not None}
+    return _draw(params) | {name: value for name, value in wishes.items() if value is not None}
+
+
+def _draw(params: SamplingParams) -> _Attributes:
+    top_k = {"gen_ai.request.top_k": params.top_k} if params.top_k else {}
+    return top_k | {
+        "gen_ai.request.temperature": params.temperature,
+        "gen_ai.request.top_p": params.top_p,
+    }
 
 
 def _outcome(tape: Tape, end: End) -> _Attributes:

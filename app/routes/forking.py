@@ -42,6 +42,8 @@ async def fork(
         services.admission.check_load(caller.client, len(tape.choices))
         forked = await services.registry.create(plan, tape, beginning)
         place.hold(forked)
+        if services.tracing:
+            services.tracing.forked(forked, plan.params)
         return forked
 
 

@@ -213,6 +213,18 @@ async def test_a_span_of_a_stream_ends_with_its_tape(
     assert told["gen_ai.response.finish_reasons"] == ["cancelled"]
 
 
+async def test_a_fork_has_a_span_of_its_own(http: httpx.AsyncClient, collector: Collector) -> None:
+    parent = (await http.post("/generate", json=BODY)).json()["tape"]
+    headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+    ask = {"after": 2, "temperature": 0.5, "seed": 3}
+    fork = await http.post(f"/v1/tapes/{parent}/fork", json=ask, headers=headers)
+    span = await collector.span(fork.json()["tape"])
+    assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
+    told = attributes(span.attributes)
+    assert told["gen_ai.request.temperature"] == 0.5
+    assert told["gen_ai.usage.output_tokens"] == 6
+
+
 def test_a_collector_that_is_not_there_costs_nothing(tiny_model: Path, tmp_path: Path) -> None:
     """Neither an answer, nor an end in time."""
     flags = ("--model", str(tiny_model), "--otlp-endpoint", "http://127.0.0.1:9")
