@@ -28,13 +28,14 @@ from tests.tiny import CHAT_TEMPLATE, tiny_llama
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 BODY: dict[str, Any] = {"prompt": "Once upon", "max_length": 12, "ignore_eos": True}
 LONG: dict[str, Any] = BODY | {"max_length": 400, "grace": 60}
+ENDLESS: dict[str, Any] = BODY | {"max_length": 16_000}  # to be cancelled long before
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    model = tiny_llama(tmp_path_factory.mktemp("watched"), CHAT_TEMPLATE)
+    model = tiny_llama(tmp_path_factory.mktemp("watched"), CHAT_TEMPLATE, context=16_384)
     with running(model / "log", "--model", str(model)) as server:
         yield server
         assert server.stop() == 0, server.log.read_text()
@@ -126,7 +127,7 @@ async def stopped(http: httpx.AsyncClient, ledger: Ledger) -> None:
 
 
 async def cancelled(http: httpx.AsyncClient, ledger: Ledger) -> None:
-    async with http.stream("POST", "/generate", json=LONG | {"stream": True}) as answer:
+    async with http.stream("POST", "/generate", json=ENDLESS | {"stream": True}) as answer:
         ledger.answered("POST", "/generate", answer)
         reading, deleted = Reading(answer.headers["X-Tape"]), None
         async for frame in read_stream(answer):
