@@ -82,7 +82,7 @@ function newChat() {
 }
 
 function showChat() {
-  sidebar.current = chat.isEmpty ? null : chat.conversation.id;
+  sidebar.current = chat.isEmpty || view !== "chat" ? null : chat.conversation.id;
   sidebar.live = new Set([...chat.answers.values()].filter(({ isLive }) => isLive).map(({ message }) => message.conversation));
   sidebar.draw();
   byId("welcome").hidden = !chat.isEmpty;
@@ -103,6 +103,7 @@ chat.addEventListener("saved", async () => {
   tellOtherTabs();
 });
 chat.addEventListener("change", showChat);
+chat.addEventListener("emptied", () => sidebar.remove(chat.conversation));
 chat.addEventListener("change", askForMissingKey);
 for (const one of [chat, complete, compare]) {
   if (one === chat) one.addEventListener("current", watchCurrent);
@@ -145,6 +146,8 @@ function showView(name) {
     if (link.dataset.tab === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  sidebar.current = view === "chat" && !chat.isEmpty ? chat.conversation.id : null;
+  sidebar.draw();
   watchCurrent();
 }
 
@@ -156,8 +159,12 @@ function watchCurrent() {
 addEventListener("hashchange", () => showView(location.hash.slice(1) || "chat"));
 settings.addEventListener("reveal", () => panel.open("settings"));
 settings.addEventListener("change", () => { byId("settings-digest").textContent = settings.digest(); });
+byId("settings-digest").addEventListener("click", () => panel.open("settings"));
 
-const closeSidebar = () => document.documentElement.removeAttribute("data-sidebar");
+const closeSidebar = () => {
+  document.documentElement.removeAttribute("data-sidebar");
+  byId("show-chats").setAttribute("aria-expanded", "false");
+};
 byId("show-chats").addEventListener("click", () => {
   const isOpen = document.documentElement.dataset.sidebar === "open";
   if (isOpen) closeSidebar();
@@ -220,6 +227,7 @@ async function introduce() {
   byId("key-problem").hidden = true;
   hideKeyField();
   settings.introduce(model);
+  compare.introduce(model);
   byId("no-chat").hidden = model.chat !== false;
   showComposer();
 }

@@ -26,6 +26,11 @@ export class CompareView {
     return this.sides.find(({ answer }) => answer?.isLive)?.answer ?? this.sides[0].answer;
   }
 
+  /** What the model takes where a field is empty. */
+  introduce({ sampling = {} }) {
+    for (const side of this.sides) side.introduce(sampling);
+  }
+
   run() {
     const body = this.settings.body();
     const text = byId("compare-text").value.trim();
@@ -63,6 +68,12 @@ class Side {
       el("div", { class: "grid three" }, ...this.inputs.map(({ node }) => node)),
       this.problem, this.place,
     );
+  }
+
+  introduce(sampling) {
+    for (const { field, input } of this.inputs) {
+      if (sampling[field.name] !== undefined) input.placeholder = String(sampling[field.name]);
+    }
   }
 
   async run(body) {

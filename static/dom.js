@@ -48,6 +48,9 @@ export const ICONS = {
   code: "M7 6l-4 4 4 4M13 6l4 4-4 4",
   kill: "M10 2.5l7.5 14h-15zM10 8v4M10 14v.5",
   menu: "M3 5h14M3 10h14M3 15h14",
+  check: "M4 10.5l4 4 8-9",
+  down: "M10 4v12M5 11l5 5 5-5",
+  trash: "M4 6h12M8 6V4h4v2M6 6l.7 10h6.600L14 6",
   more: "M4 10h1.2M9.4 10h1.200M14.8 10h1.2",
   close: "M5 5l10 10M15 5L5 15",
   tape: "M2.5 6.5h15v7h-15zM5 8.5h.01M8.5 8.5h.01M12 8.5h.01M15.5 8.5h.01M5 11.5h.01M8.5 11.5h.01M12 11.5h.01M15.5 11.5h.01",
@@ -114,27 +117,31 @@ export async function copyText(text) {
   const focused = document.activeElement;
   document.body.append(area);
   area.select();
-  document.execCommand("copy");
+  const isCopied = document.execCommand("copy");
   area.remove();
   focused?.focus();
+  if (!isCopied) throw new Error("refused");
 }
 
-/** Copies, and says so on the button for a moment. */
+/** Copies, and shows on the icon button for a moment whether it worked. */
 export async function copyFrom(pressed, text) {
-  const label = pressed.getAttribute("aria-label");
-  try {
-    await copyText(text);
-    announce("Copied.");
-    pressed.dataset.copied = "true";
-    pressed.setAttribute("aria-label", "Copied");
-  } catch {
-    announce("The browser refused to copy. Select the text and copy it yourself.");
-  }
+  if (pressed.dataset.copied) return;
+  const before = { label: pressed.title, shown: [...pressed.childNodes] };
+  const isCopied = await copyText(text).then(() => true, () => false);
+  const told = isCopied ? "Copied" : "The browser refused to copy. Select the text and copy it yourself.";
+  announce(told);
+  pressed.dataset.copied = String(isCopied);
+  rename(pressed, told, icon(isCopied ? ICONS.check : ICONS.close));
   setTimeout(() => {
     delete pressed.dataset.copied;
-    if (label) pressed.setAttribute("aria-label", label);
-    else pressed.removeAttribute("aria-label");
+    rename(pressed, before.label, ...before.shown);
   }, 1500);
+}
+
+function rename(pressed, label, ...shown) {
+  pressed.title = label;
+  pressed.setAttribute("aria-label", label);
+  pressed.replaceChildren(...shown);
 }
 
 export function download(name, type, text) {

@@ -57,7 +57,12 @@ export class Rows {
   made({ tape }) {
     const head = element("th");
     head.scope = "row";
-    head.append(element("code", "", tape));
+    const link = element("a", "", tape);
+    link.href = `/?tape=${encodeURIComponent(tape)}`;
+    link.title = "Read along";
+    const code = element("code");
+    code.append(link);
+    head.append(code);
     const names = Object.keys(texts({}));
     const cells = Object.fromEntries(names.map((name) => [name, element("td", name)]));
     const last = element("td", "do");
@@ -86,7 +91,7 @@ export class Rows {
 
 function texts(tape) {
   return {
-    state: tape.finish_reason ?? tape.status ?? "",
+    state: tape.finish_reason ? `${tape.status} (${tape.finish_reason})` : tape.status ?? "",
     tokens: figure(tape.completion_tokens),
     rate: figure(tape.tokens_per_second, 1),
     ttft: figure(tape.ttft_ms),

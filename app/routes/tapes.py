@@ -44,7 +44,7 @@ async def create(
     last_event_id: LastEventID = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Start a generation without reading it: its tape is at the Location that comes back."""
+    """Start a generation without reading it. The `Location` header holds the tape's address."""
     if last_event_id:
         return await resume(services, caller, last_event_id)
     tape = await start(services, caller, body.ask(), idempotency_key)

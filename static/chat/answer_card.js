@@ -1,5 +1,7 @@
 // One answer on the page: its text, how it goes, its figures, its tools, and its tape.
 
+import { deleteButton } from "/static/chat/delete_button.js";
+import { editInPlace } from "/static/chat/edit_form.js";
 import { outcomeOf } from "/static/chat/outcome.js";
 import { button, copyFrom, el, iconButton, ICONS, oncePerFrame } from "/static/dom.js";
 import { figure } from "/static/figures.js";
@@ -9,15 +11,15 @@ import { TapePanel } from "/static/tape/panel.js";
 
 const ACTIONS = {
   again: "Ask again",
-  continue: "Go on",
+  continue: "Continue",
   settings: "Open the settings",
   unpause: "Resume",
   hurry: "Try now",
 };
 
 /**
- * `on`: `again()`, `fork(changes)`, `settings(param)`, and `step(±1)` for
- * branches. `options`: `{isMarkdown, capabilities, hasTape, branch: {at, of} | null}`.
+ * `on`: `again()`, `fork(changes)`, `settings(param)`, and `step(±1)` for branches; in a chat also
+ * `continue()`, `edit(text)`, `count()` and `remove()`. `options`: `{isMarkdown, capabilities, hasTape, branch: {at, of} | null}`.
  */
 export class AnswerCard {
   constructor(answer, on, options) {
@@ -29,7 +31,8 @@ export class AnswerCard {
     this.actionButton = button("", () => this.act(), { class: "quiet", hidden: true });
     this.meta = el("div", { class: "meta" });
     this.figures = el("span", { class: "figures" });
-    this.node = el("article", { class: "answer", "aria-label": "Answer" }, this.body, el("div", { class: "outcome" }, this.notice, this.actionButton), this.meta);
+    this.outcome = el("div", { class: "outcome" }, this.notice, this.actionButton);
+    this.node = el("article", { class: "answer", "aria-label": "Answer" }, this.body, this.outcome, this.meta);
     this.makeTools();
     this.show = oncePerFrame(() => this.draw());
     this.onChange = () => this.show();
@@ -59,12 +62,19 @@ export class AnswerCard {
     this.drawFigures();
     this.tapeButton.hidden = !log.entries.length;
     this.again.hidden = answer.isLive;
+    if (this.edit) this.edit.hidden = answer.isLive || !message.content;
     this.copy.hidden = !message.content;
+  }
+
+  /** Says why something that was asked for cannot be. */
+  tell(text) {
+    this.told = { kind: "error", text, action: null };
+    this.drawOutcome();
   }
 
   drawOutcome() {
     const { kind, text, action } = this.view === null
-      ? outcomeOf(this.answer)
+      ? this.told ?? outcomeOf(this.answer)
       : { kind: "rewound", text: `Rewound to entry ${this.view} of ${this.answer.log.lastToken}.`, action: null };
     this.node.dataset.state = this.answer.message.status;
     this.node.dataset.tape = this.answer.tape ?? "";
@@ -72,6 +82,7 @@ export class AnswerCard {
     this.notice.dataset.kind = kind;
     if (this.notice.textContent !== text) this.notice.textContent = text;
     this.notice.hidden = !text;
+    this.outcome.hidden = !text && !action;
     this.action = action;
     this.actionButton.hidden = !action;
     if (action) this.actionButton.textContent = ACTIONS[action];
@@ -98,6 +109,10 @@ export class AnswerCard {
     this.tapeButton.setAttribute("aria-label", "Tape of this answer");
     this.tapeButton.setAttribute("aria-expanded", "false");
     this.meta.append(this.copy, this.again);
+    if (on.edit) {
+      this.edit = iconButton(ICONS.edit, "Edit the answer (makes a branch)", () => this.editAnswer());
+      this.meta.append(this.edit, deleteButton(on));
+    }
     if (options.branch) this.meta.append(branchTools(options.branch, on.step));
     this.meta.append(this.tapeButton, this.figures);
   }
@@ -118,6 +133,7 @@ export class AnswerCard {
       heat: (isOn) => this.setHeat(isOn),
     }, this.options.capabilities);
     this.node.append(this.panel.node);
+    this.panel.show(); // in the next frame it is on the page, and the strip can scroll
     this.tapeButton.setAttribute("aria-expanded", "true");
   }
 
@@ -138,6 +154,15 @@ export class AnswerCard {
     this.show();
   }
 
+  /** The model takes the edited words for its own in what follows. */
+  editAnswer() {
+    const { content } = this.answer.message;
+    editInPlace(this.body, { text: content, label: "Edit the answer", action: "Save", rows: Math.min(20, content.split("\n").length + 2) }, {
+      send: (text) => this.on.edit(text),
+      closed: () => this.edit.focus(),
+    });
+  }
+
   act() {
     const { answer } = this;
     const acts = {
@@ -145,7 +170,7 @@ export class AnswerCard {
       settings: () => this.on.settings(answer.failure?.param ?? "max_length"),
       unpause: () => answer.unpause(),
       hurry: () => answer.reader.hurry(),
-      continue: () => this.on.fork({ after: answer.log.lastToken }),
+      continue: () => (this.on.continue ?? this.on.fork)({ after: answer.log.lastToken }),
     };
     acts[this.action]?.();
   }

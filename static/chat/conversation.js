@@ -5,7 +5,7 @@ import { AnswerCard } from "/static/chat/answer_card.js";
 import { QuestionCard } from "/static/chat/question_card.js";
 import { titleOf, Tree, turnsOf } from "/static/chat/tree.js";
 import { SCHEMA } from "/static/chat/history.js";
-import { announce, byId, randomId } from "/static/dom.js";
+import { announce, byId, el, randomId } from "/static/dom.js";
 import { forkBody, tokenCount } from "/static/tape/client.js";
 
 const NEAR_END_PX = 90;
@@ -24,13 +24,19 @@ export class ConversationView extends EventTarget {
     this.list = byId("messages");
     this.scroller = byId("chat-scroll");
     this.sticks = true; // whether the end is kept in sight
+    this.toEnd = byId("to-end");
+    this.toEnd.addEventListener("click", () => this.goToEnd());
     this.scroller.addEventListener("scroll", () => {
       const { scrollHeight, scrollTop, clientHeight } = this.scroller;
       this.sticks = scrollHeight - scrollTop - clientHeight < NEAR_END_PX;
+      this.toEnd.hidden = this.sticks;
     }, { passive: true });
+    this.systemNote = el("p", { class: "system-note" });
+    settings.addEventListener("change", () => this.showSystem());
     // After the layout of a frame, so that none has to be made only to scroll.
     new ResizeObserver(() => this.keepEnd()).observe(this.list);
     this.answers = new Map(); // by message id: those that run go on while another chat is shown
+    this.deleted = new Set(); // ids of messages
     this.cards = [];
     this.begin();
   }
@@ -49,6 +55,7 @@ export class ConversationView extends EventTarget {
     const now = Date.now();
     this.conversation = { id: randomId(), schema: SCHEMA, title: "", system: "", created: now, updated: now, chosen: {} };
     this.tree = new Tree();
+    this.settings.system = this.settings.usualSystem;
     this.draw();
   }
 
@@ -126,8 +133,54 @@ export class ConversationView extends EventTarget {
     this.explain(answer);
   }
 
-  beginAnswer(message, toSave = [message]) {
-    this.tree.add(message);
+  /** The same answer, from its last token on: a new tape that begins with the old one's entries. */
+  async continue(message, changes) {
+    const body = this.settings.body();
+    const from = this.answers.get(message.id);
+    if (!body || !from.tape) return;
+    const before = { ...message };
+    const answer = this.beginAnswer(message, [], { isNew: false });
+    await answer.fork(from.tape, forkBody(body, changes, { message: before }, this.model.max_model_len));
+    if (!answer.failure || answer.tape !== before.tape) return;
+    // No new tape: the old answer stays, and says why.
+    for (const name of Object.keys(message)) if (!(name in before)) delete message[name];
+    Object.assign(message, before);
+    const { failure } = answer;
+    this.answers.set(message.id, from);
+    this.draw();
+    announce(failure.message);
+    this.cards.find((card) => card.answer === from)?.tell(failure.message);
+  }
+
+  /** Other words for an answer: a branch beside it, without a tape. */
+  editAnswer(message, text) {
+    const edited = { ...this.message("assistant", message.parent, text), status: "done", finish: "edited", tape: null };
+    this.tree.add(edited);
+    this.watched(new Answer(edited));
+    this.save([edited]);
+    this.draw();
+  }
+
+  /** Deletes a message and all that follow it. */
+  remove(message) {
+    const gone = this.tree.remove(message);
+    for (const { id } of gone) {
+      this.deleted.add(id);
+      this.answers.get(id)?.stop();
+      this.answers.delete(id);
+    }
+    this.history.removeMessages(gone.map(({ id }) => id)).catch(() => {});
+    announce(gone.length === 1 ? "Message deleted." : `${gone.length} messages deleted.`);
+    if (this.isEmpty) {
+      this.dispatchEvent(new Event("emptied"));
+      return;
+    }
+    this.save([]);
+    this.draw();
+  }
+
+  beginAnswer(message, toSave = [message], { isNew = true } = {}) {
+    if (isNew) this.tree.add(message);
     const answer = this.watched(new Answer(message));
     message.status = "starting";
     this.save(toSave);
@@ -162,7 +215,7 @@ export class ConversationView extends EventTarget {
     this.answers.set(answer.message.id, answer);
     answer.addEventListener("save", ({ detail: { withLog } }) => {
       const log = withLog ? { id: answer.message.id, ...answer.log.stored() } : undefined;
-      if (this.isRemoved?.(answer.message.conversation)) return;
+      if (this.isRemoved?.(answer.message.conversation) || this.deleted.has(answer.message.id)) return;
       this.history.save({ messages: [{ ...answer.message }], log }).catch(() => {});
     });
     let wasLive = answer.isLive;
@@ -189,7 +242,8 @@ export class ConversationView extends EventTarget {
     const path = this.tree.path();
     const lastAnswer = path.findLast(({ role }) => role === "assistant");
     this.cards = path.map((message) => (message.role === "user" ? this.questionCard(message) : this.answerCard(message, message === lastAnswer)));
-    this.list.append(...this.cards.map(({ node }) => node));
+    this.list.replaceChildren(this.systemNote, ...this.cards.map(({ node }) => node));
+    this.showSystem();
     this.keepEnd();
     this.dispatchEvent(new Event("current"));
     this.dispatchEvent(new Event("change"));
@@ -199,7 +253,26 @@ export class ConversationView extends EventTarget {
     return new QuestionCard(message, {
       edit: (text) => this.edit(message, text),
       step: (by) => this.step(message, by),
+      ...this.removal(message),
     }, this.branch(message));
+  }
+
+  removal(message) {
+    return { count: () => this.tree.below(message).length, remove: () => this.remove(message) };
+  }
+
+  /** What the model is told before the first question. */
+  showSystem() {
+    const text = this.settings.system.trim();
+    this.systemNote.textContent = text && `System prompt: ${text}`;
+    this.systemNote.hidden = !text || this.isEmpty;
+  }
+
+  goToEnd() {
+    this.sticks = true;
+    this.toEnd.hidden = true;
+    this.keepEnd();
+    byId("prompt").focus({ preventScroll: true });
   }
 
   answerCard(message, isLast) {
@@ -207,12 +280,15 @@ export class ConversationView extends EventTarget {
     return new AnswerCard(answer, {
       again: () => this.again(message),
       fork: (changes) => this.fork(message, changes),
+      continue: (changes) => this.continue(message, changes),
+      edit: (text) => this.editAnswer(message, text),
       settings: (param) => this.settings.focus(param),
       step: (by) => this.step(message, by),
+      ...this.removal(message),
     }, {
       isMarkdown: true,
       capabilities: this.model,
-      hasTape: isLast && !isPhone.matches,
+      hasTape: isLast && !isPhone.matches && message.finish !== "edited",
       branch: this.branch(message),
     });
   }

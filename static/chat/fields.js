@@ -5,11 +5,11 @@
  * the value that is sent; it throws Error with what is wrong.
  */
 export const FIELDS = [
-  { name: "max_length", label: "Length", unit: "tokens", group: "length", step: 1, min: 1, placeholder: "1024", help: "How many tokens an answer has at most." },
-  { name: "temperature", label: "Temperature", group: "sampling", step: 0.1, min: 0, max: 2, model: true, help: "0 always takes the likeliest token. Higher is more random." },
-  { name: "top_p", label: "Top-p", group: "sampling", step: 0.05, min: 0, max: 1, model: true, help: "Choose among the likeliest tokens that together reach this probability." },
-  { name: "top_k", label: "Top-k", group: "sampling", step: 1, min: 0, model: true, help: "Choose among this many of the likeliest tokens. 0 is all." },
-  { name: "min_p", label: "Min-p", group: "sampling", step: 0.01, min: 0, max: 1, model: true, help: "Leave out tokens that are less than this share as likely as the likeliest." },
+  { name: "max_length", label: "Length", unit: "tokens", group: "length", step: 1, min: 1, placeholder: "1024", help: "Maximum number of tokens in an answer." },
+  { name: "temperature", label: "Temperature", group: "sampling", step: 0.1, min: 0, max: 2, model: true, help: "0 always takes the most likely token. Higher is more random." },
+  { name: "top_p", label: "Top-p", group: "sampling", step: 0.05, min: 0, max: 1, model: true, help: "Sample from the smallest set of tokens whose probabilities reach this sum." },
+  { name: "top_k", label: "Top-k", group: "sampling", step: 1, min: 0, model: true, help: "Sample from the k most likely tokens. 0 turns this off." },
+  { name: "min_p", label: "Min-p", group: "sampling", step: 0.01, min: 0, max: 1, model: true, help: "Drop tokens below this fraction of the most likely token's probability." },
   { name: "seed", label: "Seed", group: "sampling", step: 1, placeholder: "random", help: "The same seed and request give the same answer." },
   { name: "repetition_penalty", label: "Repetition penalty", group: "penalties", step: 0.05, min: 0.01, max: 10, model: true, help: "Above 1 makes tokens of the prompt and the answer less likely." },
   { name: "presence_penalty", label: "Presence penalty", group: "penalties", step: 0.1, min: -2, max: 2, placeholder: "0", help: "Makes every token that the answer has used less likely, once." },
@@ -18,11 +18,11 @@ export const FIELDS = [
   { name: "stop_token_ids", label: "Stop token ids", group: "more", kind: "text", placeholder: "2, 50256", help: "The answer ends at any of these tokens.", read: integers },
   { name: "min_tokens", label: "Minimum tokens", group: "more", step: 1, min: 0, placeholder: "0", help: "The answer does not end earlier." },
   { name: "logit_bias", label: "Logit bias", group: "more", kind: "text", placeholder: "{\"42\": -100}", help: "JSON: a number to add to the logit of each token id.", read: object },
-  { name: "logprobs", label: "Alternatives", unit: "per token", group: "more", step: 1, min: 0, max: 20, placeholder: "5", help: "How many likely tokens the tape keeps beside each one." },
-  { name: "on_disconnect", label: "When nobody reads", group: "more", kind: "choice", choices: [["", "pause (default)"], ["continue", "go on to the end"], ["abort", "stop at once"]], help: "What the engine does when the last connection closes." },
+  { name: "logprobs", label: "Alternatives", unit: "per token", group: "more", step: 1, min: 0, max: 20, placeholder: "5", help: "Number of likely tokens that the tape keeps beside each one." },
+  { name: "on_disconnect", label: "When nobody reads", group: "more", kind: "choice", choices: [["", "pause (default)"], ["continue", "continue to the end"], ["abort", "stop at once"]], help: "What the engine does when the last connection closes." },
   { name: "grace", label: "Grace", unit: "seconds", group: "more", step: 1, min: 0, placeholder: "300", help: "How long a paused tape waits for a reader." },
   { name: "timeout", label: "Time limit", unit: "seconds", group: "more", step: 1, min: 0.001, placeholder: "none", help: "The answer ends after this time with what there is." },
-  { name: "ignore_eos", label: "Go on past the end of text", group: "more", kind: "check", help: "The model's end-of-text token does not end the answer." },
+  { name: "ignore_eos", label: "Continue past the end of text", group: "more", kind: "check", help: "The model's end-of-text token does not end the answer." },
   { name: "schema", param: "response_format", label: "JSON schema", group: "json", kind: "code", placeholder: "{\"type\": \"object\", \"properties\": {\"city\": {\"type\": \"string\"}}, \"required\": [\"city\"]}", help: "The answer is JSON of this form. Leave it empty for ordinary text.", read: schema },
 ];
 

@@ -90,6 +90,15 @@ class StoredHistory {
     });
   }
 
+  removeMessages(ids) {
+    return this.run(["messages", "logs"], "readwrite", (messages, logs) => {
+      for (const id of ids) {
+        messages.delete(id);
+        logs.delete(id);
+      }
+    });
+  }
+
   remove(id) {
     return this.run(["conversations", "messages", "logs"], "readwrite", (conversations, messages, logs) => {
       conversations.delete(id);
@@ -119,6 +128,13 @@ class MemoryHistory {
     if (conversation) this.kept.conversations.set(conversation.id, conversation);
     for (const message of messages) this.kept.messages.set(message.id, message);
     if (log) this.kept.logs.set(log.id, log);
+  }
+
+  async removeMessages(ids) {
+    for (const id of ids) {
+      this.kept.messages.delete(id);
+      this.kept.logs.delete(id);
+    }
   }
 
   async remove(id) {

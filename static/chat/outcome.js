@@ -10,7 +10,8 @@ const WAITING = {
 };
 
 const ENDED = {
-  stop: "Done (end of text)",
+  stop: "",
+  edited: "Edited by you",
   length: "Stopped at the length limit",
   cancelled: "Stopped",
   timeout: "Stopped at the time limit",
@@ -71,7 +72,7 @@ function ended({ message, log }) {
   if (reason === "shutdown" || reason === "timeout" || reason === "error") {
     return told("error", `${ENDED[reason]}.${hole}`, "again");
   }
-  return told("done", `${ENDED[reason] ?? (reason ? `Done (${reason})` : "")}${hole}`);
+  return told("done", `${ENDED[reason] ?? (reason ? `Done (${reason})` : "")}${hole}`.trim());
 }
 
 function empty(reason) {
@@ -87,5 +88,3 @@ function empty(reason) {
 }
 
 const told = (kind, text, action = null) => ({ kind, text, action });
-
-export { ENDED };

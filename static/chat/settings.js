@@ -7,6 +7,7 @@ import { load, save } from "/static/storage.js";
 
 const KEY = "tickertape.sampling";
 const PRESETS = "tickertape.presets";
+const DIGEST = 3; // settings that the line under the composer names
 const GROUPS = [
   ["length", null],
   ["sampling", "Sampling"],
@@ -23,6 +24,7 @@ export class Settings extends EventTarget {
     this.presets = load("localStorage", PRESETS) ?? [];
     this.build();
     this.restore(load("localStorage", KEY) ?? {});
+    this.usualSystem = this.system; // what a new chat begins with
     root.addEventListener("input", ({ target }) => this.onInput(target));
     root.addEventListener("change", ({ target }) => this.onInput(target));
   }
@@ -33,10 +35,12 @@ export class Settings extends EventTarget {
     return byId("system").value;
   }
 
+  /** The system prompt of the chat that is shown. A new chat begins with the one that was typed last. */
   set system(text) {
     byId("system").value = text;
-    this.store();
+    this.dispatchEvent(new Event("change"));
   }
+
 
   /** The fields of a request, or null when one is malformed: then it says so. */
   body() {
@@ -83,12 +87,13 @@ export class Settings extends EventTarget {
     }
   }
 
-  /** In a few words, for the line under the composer. */
+  /** What is not as the model has it, in a few words for the line under the composer. */
   digest() {
-    const shown = [["temperature", "temperature"], ["top_p", "top-p"], ["min_p", "min-p"], ["seed", "seed"], ["schema", "JSON schema"]];
-    const set = shown.filter(([name]) => this.controls.get(name).input.value.trim());
-    const named = set.map(([name, label]) => (name === "schema" ? label : `${label} ${this.controls.get(name).input.value.trim()}`));
-    return named.join(" · ") || "the model's defaults";
+    const changed = FIELDS.filter((field) => !["", false].includes(this.valueOf(field)));
+    const named = changed.map((field) => (isShort(field) ? `${field.label.toLowerCase()} ${this.valueOf(field)}` : field.label));
+    if (this.system.trim()) named.unshift("system prompt");
+    const rest = named.length - DIGEST;
+    return named.length ? named.slice(0, DIGEST).join(" · ") + (rest > 0 ? ` · ${rest} more` : "") : "the model's defaults";
   }
 
   // ---- the form
@@ -165,6 +170,7 @@ export class Settings extends EventTarget {
 
   onInput(target) {
     if (target.dataset.name) this.clearError(target.dataset.name);
+    if (target.id === "system") this.usualSystem = target.value;
     this.store();
   }
 
@@ -175,7 +181,7 @@ export class Settings extends EventTarget {
   }
 
   store() {
-    save("localStorage", KEY, { system: this.system, values: this.values() });
+    save("localStorage", KEY, { system: this.usualSystem, values: this.values() });
     this.dispatchEvent(new Event("change"));
   }
 
@@ -198,6 +204,7 @@ export class Settings extends EventTarget {
     const preset = (kind === "own" ? this.presets : BUILT_IN).find((one) => one.name === name);
     if (!preset) return;
     this.restore(preset);
+    this.usualSystem = this.system;
     this.store();
   }
 
@@ -221,6 +228,8 @@ export class Settings extends EventTarget {
     this.presetChoice.focus();
   }
 }
+
+const isShort = ({ kind }) => kind === undefined || kind === "choice";
 
 function inputOf({ kind, step, min, max, placeholder, choices }, id) {
   if (kind === "lines") return el("textarea", { id, rows: 2, placeholder, spellcheck: false });

@@ -44,6 +44,7 @@ export class Sidebar {
     announce(`${this.found.size} chats found.`);
   }
 
+  /** With `current` null no chat is marked as the one that is shown. */
   draw() {
     const focused = document.activeElement?.closest?.("#chats li")?.dataset.id;
     const shown = this.conversations.filter(({ id }) => !this.found || this.found.has(id));
@@ -56,9 +57,9 @@ export class Sidebar {
   }
 
   row(conversation) {
-    const open = el("button", { type: "button", class: "chat-open", onclick: () => this.on.open(conversation) },
+    const open = el("button", { type: "button", class: "chat-open", title: conversation.title, onclick: () => this.on.open(conversation) },
       el("span", { class: "chat-title" }, conversation.title),
-      el("span", { class: "chat-when" }, this.live.has(conversation.id) ? "● typing" : when(conversation.updated)));
+      this.live.has(conversation.id) ? el("span", { class: "chat-when typing" }, "● typing") : el("span", { class: "chat-when" }, when(conversation.updated)));
     if (conversation.id === this.current) open.setAttribute("aria-current", "true");
     const more = iconButton(ICONS.more, `More about ${conversation.title}`, () => this.menu(row, conversation));
     more.setAttribute("aria-expanded", "false");

@@ -29,6 +29,25 @@ export class Tree {
     this.chosen[message.parent ?? ""] = message.id;
   }
 
+  /** The message and all that follow it, in every branch. */
+  below(message) {
+    const found = [message];
+    for (const one of found) found.push(...(this.children.get(one.id) ?? []));
+    return found;
+  }
+
+  /** Takes away a message and all that follow it; returns them. */
+  remove(message) {
+    const gone = this.below(message);
+    for (const { id, parent } of gone) {
+      this.messages.delete(id);
+      delete this.chosen[id];
+      const key = parent ?? "";
+      this.children.set(key, this.children.get(key).filter((one) => one.id !== id));
+    }
+    return gone;
+  }
+
   siblings(message) {
     return this.children.get(message.parent ?? "") ?? [];
   }

@@ -12,6 +12,9 @@ const LARGEST_CODE = 400_000;
 const MOST_MARKERS = 1500; // *, _, [, ` and their like in one block
 const LONGEST_LEAD = 40; // characters of >, -, * or digits that open one line
 
+// The beginning of a list item's marker. Shown alone it would be a paragraph, and end the list above.
+const HALF_MARKER = /(^|\n)[ \t]*(?:\d{1,9}[.)]?|[-*+])[ \t]*$/;
+
 const LEAD = new RegExp(`^[ \\t>*+\\-\\d.)]{${LONGEST_LEAD},}`, "gm");
 const MARKERS = /[*_[\]`<~!\\|]/g;
 
@@ -42,7 +45,8 @@ export class MarkdownStream {
 
   /** Shows `text`; cheap where it goes on from what is shown. */
   show(text, isComplete = false) {
-    const lines = text.includes("\r") ? text.replace(/\r\n?/g, "\n") : text;
+    let lines = text.includes("\r") ? text.replace(/\r\n?/g, "\n") : text;
+    if (!isComplete) lines = lines.replace(HALF_MARKER, "$1");
     if (!lines.startsWith(this.text)) this.clear();
     this.text = lines;
     while (this.plain ? this.growPlain() : this.parse(isComplete));

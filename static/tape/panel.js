@@ -29,7 +29,7 @@ export class TapePanel {
     this.buttons = el("div", { class: "tape-buttons" });
     this.second = el("div");
     this.hint = el("p", { class: "note tape-hint", role: "status" });
-    this.node = el("section", { class: "tape-panel", "aria-label": "The tape of this answer" }, this.strip.node, this.card, this.scrubber.node, this.buttons, this.hint, this.second);
+    this.node = el("section", { class: "tape-panel", "aria-label": "The tape of this answer" }, this.strip.node, this.scrubber.node, this.buttons, this.hint, this.card, this.second);
     this.node.addEventListener("keydown", (event) => this.onKey(event));
     this.show = oncePerFrame(() => this.draw());
     this.makeButtons();
@@ -57,7 +57,8 @@ export class TapePanel {
     this.strip.log = log;
     const tokens = log.lastToken;
     const isWriting = answer.isLive;
-    const written = Math.max(this.heads?.last_entry ?? 0, log.last);
+    // What a reader has, the engine has written: the heads that the server tells are a moment old.
+    const written = Math.max(this.heads?.last_entry ?? 0, log.last, this.reader2?.log.last ?? 0);
     const last = log.end ? tokens : written;
     const place = this.place ?? Math.min(log.last, tokens || log.last);
     this.strip.show(place, { isFollowing: this.place === null, isLive: isWriting });
@@ -89,8 +90,13 @@ export class TapePanel {
     const isYours = (number) => number === this.reader2?.reader.number;
     return [
       { own: true, entry: place, name: this.place === null ? `you ${place}` : `◂ you look at ${place}` },
-      ...others.map(({ reader, entry }) => ({ entry, name: `${isYours(reader) ? "second reader" : `reader ${reader}`} ${entry}` })),
+      ...others.map(({ reader, entry }) => this.other(isYours(reader), reader, entry)),
     ];
+  }
+
+  other(isYours, number, entry) {
+    const at = isYours ? this.reader2.log.last : entry;
+    return { entry: at, name: `${isYours ? "second reader" : `reader ${number}`} ${at}` };
   }
 
   /** The server knows of all readers. What this page's readers did, the page itself knows better. */
@@ -150,6 +156,7 @@ export class TapePanel {
       return;
     }
     this.card.dataset.n = String(entry.n);
+    this.strip.open(entry.n);
     this.opener = cell;
     const card = tokenCard(entry, {
       rewind: (n) => this.moveTo(n),
@@ -170,6 +177,7 @@ export class TapePanel {
   closeToken() {
     if (this.card.contains(document.activeElement)) this.opener?.focus();
     delete this.card.dataset.n;
+    this.strip.open(null);
     this.card.replaceChildren();
   }
 
@@ -204,7 +212,7 @@ export class TapePanel {
     this.killButton = make("kill", ICONS.kill, "Kill the engine", () => this.kill(), "quiet warn");
     this.replayButton = make("replay", ICONS.play, "Replay", () => this.toggleReplay());
     this.secondButton = make("second", ICONS.readers, "Second reader", () => this.toggleSecond());
-    this.forkButton = make("fork", ICONS.fork, "Go on differently from here", () => this.forkHere(), "accent");
+    this.forkButton = make("fork", ICONS.fork, "Go on differently from here", () => this.forkHere());
     this.heatButton = make("heat", ICONS.heat, "Colour by probability", () => this.toggleHeat());
     this.codeButton = make("code", ICONS.code, "As curl / Python / JS", () => this.showCode());
     this.heatButton.setAttribute("aria-pressed", "false");
@@ -220,9 +228,10 @@ export class TapePanel {
     label(this.pauseButton, isPaused ? "Resume" : "Pause");
     this.killButton.hidden = !isWriting || !this.capabilities.demo;
     this.replayButton.hidden = isWriting || log.entries.length < 2;
-    label(this.replayButton, this.replaying ? "Hold" : this.place === null ? "Replay" : `Replay from ${this.place}`);
+    label(this.replayButton, this.replaying ? "Pause" : this.place === null ? "Replay" : `Replay from ${this.place}`);
     this.secondButton.hidden = !tape;
     this.forkButton.hidden = !tape || log.entries.length < 2;
+    this.forkButton.classList.toggle("accent", this.place !== null);
     this.heatButton.hidden = !log.entries.some(({ logprob }) => logprob !== null && logprob !== undefined);
     this.codeButton.hidden = !this.answer.asked && !tape;
   }

@@ -3,13 +3,16 @@
 import { el } from "/static/dom.js";
 
 const MARKS = {
-  leave: (mark) => (mark.own ? "✂ cut" : "a reader left"),
-  pause: () => "⏸ pause",
-  resume: (mark) => `resumed${mark.replayed ? `, ${mark.replayed} replayed` : ""}`,
-  engine: () => "☠ engine restarted",
-  fork: () => "↳ branched here",
+  leave: (mark) => [mark.own ? `✂ cut at ${mark.entry}` : `a reader left at ${mark.entry}`, `✂ ${mark.entry}`],
+  pause: (mark) => [`⏸ paused at ${mark.entry}`, `⏸ ${mark.entry}`],
+  resume: (mark) => [`resumed${mark.replayed ? `, ${mark.replayed} replayed` : ""}`, `↻ ${mark.entry}`],
+  engine: (mark) => [`☠ engine restarted at ${mark.entry}`, `☠ ${mark.entry}`],
+  fork: (mark) => [`↳ branched at ${mark.entry}`, `↳ ${mark.entry}`],
 };
-const NEAR = 14; // per cent of the line: labels that are nearer share a level no more
+const CHARACTER_PX = 7.3; // of the labels' monospace
+const APART_PX = 10;
+const NARROW_PX = 480; // of the line: labels are short below
+const LEVELS = 4;
 
 export class Scrubber {
   /** `moved(place, isFinal)` hears where the reader is dragged. */
@@ -24,6 +27,11 @@ export class Scrubber {
     this.story = el("ul", { class: "visually-hidden" });
     this.node = el("div", { class: "scrubber" }, this.above, this.line, this.below, this.story);
     this.shown = "";
+    this.width = 0;
+    new ResizeObserver(([{ contentRect }]) => {
+      this.width = contentRect.width;
+      this.place();
+    }).observe(this.line);
   }
 
   /**
@@ -39,34 +47,52 @@ export class Scrubber {
     this.line.style.setProperty("--written", `${share(written)}%`);
     this.line.style.setProperty("--place", `${share(place)}%`);
 
-    const heads = readers.map((reader) => ({ ...reader, at: share(reader.entry), kind: reader.own ? "you" : "reader", text: reader.name }));
-    const writer = { at: share(written), kind: "writer", text: isWriting ? `engine writes ${written} ▸` : `end ${written}` };
-    const events = thinned(marks).map((mark) => ({ at: share(mark.entry), kind: mark.kind, text: MARKS[mark.kind]?.(mark) ?? mark.kind, entry: mark.entry }));
+    const heads = readers.map((reader) => ({ ...reader, at: share(reader.entry), kind: reader.own ? "you" : "reader", texts: [reader.name, reader.name] }));
+    const says = isWriting ? `engine writes ${written} ▸` : `end ${written}`;
+    const writer = { at: share(written), kind: "writer", texts: [says, says] };
+    const events = thinned(marks).map((mark) => ({ at: share(mark.entry), kind: mark.kind, texts: MARKS[mark.kind]?.(mark) ?? [mark.kind, mark.kind], entry: mark.entry }));
     const up = [writer, ...events.filter(({ kind }) => ["leave", "engine", "pause", "fork"].includes(kind))];
     const down = [...heads, ...events.filter(({ kind }) => kind === "resume")];
     const picture = JSON.stringify([up, down]);
     if (picture === this.shown) return;
     this.shown = picture;
-    this.draw(this.above, up);
-    this.draw(this.below, down);
-    this.story.replaceChildren(...[...up, ...down].map(({ text, entry }) => el("li", {}, entry === undefined ? text : `${text}, at entry ${entry}`)));
+    this.labels = { up, down };
+    this.place();
+    this.story.replaceChildren(...[...up, ...down].map(({ texts: [text] }) => el("li", {}, text)));
   }
 
-  /** Labels that would overlap go to different levels. */
+  place() {
+    if (!this.labels) return;
+    this.draw(this.above, this.labels.up);
+    this.draw(this.below, this.labels.down);
+  }
+
+  /** Labels that would overlap go to different levels. Two have a place whether they are used or not. */
   draw(holder, labels) {
-    const levels = [];
-    const nodes = [...labels].sort((one, other) => one.at - other.at).map(({ at, kind, text }) => {
-      let level = levels.findIndex((last) => at - last >= NEAR);
-      if (level < 0) level = levels.push(0) - 1;
-      levels[level] = at;
-      const side = at > 82 ? "left" : at < 12 ? "right" : "centre";
-      const node = el("span", { class: `scrub-label ${kind}`, data: { side, level: Math.min(level, 3) } }, el("span", {}, text));
+    const width = this.width || 700;
+    const ends = []; // of each level: where its last label ends, in px
+    const placed = labels.map((label) => extent(label, width)).sort((one, other) => one.begin - other.begin);
+    const nodes = placed.map(({ at, kind, text, side, begin, end }) => {
+      let level = ends.findIndex((last) => begin - last >= APART_PX);
+      if (level < 0) level = ends.length < LEVELS ? ends.length : ends.indexOf(Math.min(...ends));
+      ends[level] = end;
+      const node = el("span", { class: `scrub-label ${kind}`, data: { side, level } }, el("span", {}, text));
       node.style.left = `${at}%`;
       return node;
     });
-    holder.dataset.levels = String(Math.min(levels.length, 4));
+    holder.dataset.levels = String(Math.max(2, ends.length));
     holder.replaceChildren(...nodes);
   }
+}
+
+/** Where the label lies: beside its place where it would not fit in the middle above it. */
+function extent({ at, kind, texts: [long, short] }, width) {
+  const text = width < NARROW_PX ? short : long;
+  const size = text.length * CHARACTER_PX;
+  const x = (at / 100) * width;
+  if (x - size / 2 < 0) return { at, kind, text, side: "right", begin: x, end: x + size };
+  if (x + size / 2 > width) return { at, kind, text, side: "left", begin: x - size, end: x };
+  return { at, kind, text, side: "centre", begin: x - size / 2, end: x + size / 2 };
 }
 
 /** Marks of one kind at one entry are one; of many, the newest. */

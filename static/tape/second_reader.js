@@ -17,7 +17,7 @@ export class SecondReader {
       if (this.log.text.length > text.length) text.appendData(this.log.text.slice(text.length));
       output.scrollTop = output.scrollHeight;
       const ended = this.log.end ? " · ended" : "";
-      state.textContent = `Reader ${this.reader.number ?? "?"} has entries 1 to ${this.log.last} · gaps ${this.log.missing} · doubles ${this.log.doubles}${ended}`;
+      state.textContent = `Reader ${this.reader.number ?? "?"} has entries 1 to ${this.log.last} · gaps ${this.log.missing} · duplicates ${this.log.doubles}${ended}`;
     });
     const output = el("div", { class: "second-text", tabIndex: 0, role: "region", "aria-label": "What the second reader has received" }, text);
     this.reader = new TapeReader(tape, this.log, new WireLog(), {
@@ -54,8 +54,8 @@ function share(tape) {
   const copy = iconButton(ICONS.copy, "Copy the link", () => copyFrom(copy, address));
   const isLocal = LOCAL.includes(location.hostname);
   const hint = isLocal
-    ? "This address works on this machine only. Start the server with --host 0.0.0.0 to read on a phone."
-    : "Scan it, or open the link in another browser. It types along from entry 1.";
+    ? "The code leads a phone to this machine only when the server was started with --host 0.0.0.0 and this page was opened by its network address."
+    : "Scan the code, or open the link in another browser. It reads from entry 1.";
   return el(
     "div", { class: "share" },
     qrCode(address),

@@ -2,8 +2,8 @@
 
 import { el } from "/static/dom.js";
 
-const BEHIND = 30; // cells before the place
-const AHEAD = 30;
+const REACH = 30; // cells on each side of the place; more when somebody scrolls there
+const EDGE_PX = 120;
 const BLANKS = { " ": "·", "\n": "↵", "\t": "⇥" };
 
 export class Strip {
@@ -11,7 +11,8 @@ export class Strip {
   constructor(log, chosen) {
     this.log = log;
     this.cells = new Map();
-    this.first = 1;
+    this.reach = { behind: REACH, ahead: REACH };
+    this.opened = null; // the entry whose card is open
     this.track = el("div", { class: "strip-track" });
     this.node = el("div", { class: "strip", role: "group", "aria-label": "Entries of the tape. Press one to see its probability and alternatives." }, this.track);
     this.track.addEventListener("click", ({ target }) => {
@@ -20,14 +21,47 @@ export class Strip {
       if (entry) chosen(entry, cell);
     });
     this.track.addEventListener("keydown", (event) => this.onKey(event));
+    this.track.addEventListener("scroll", () => this.onScroll(), { passive: true });
+  }
+
+  /** Near an edge, more cells come; what is in sight stays where it is. */
+  onScroll() {
+    const { scrollLeft, scrollWidth, clientWidth } = this.track;
+    if (!this.shown || this.track.classList.contains("following")) return;
+    const [before] = this.track.children;
+    const isAtBegin = scrollLeft < EDGE_PX && before && before.dataset.n !== String(this.log.entries[0]?.n);
+    const isAtEnd = scrollWidth - clientWidth - scrollLeft < EDGE_PX && !this.end;
+    if (!isAtBegin && !isAtEnd) return;
+    if (isAtBegin) this.reach.behind += REACH;
+    if (isAtEnd) this.reach.ahead += REACH;
+    this.fill(this.shown);
+    if (isAtBegin) this.track.scrollLeft = scrollLeft + before.offsetLeft;
+  }
+
+  /** Marks the cell whose card is open; null for none. */
+  open(n) {
+    this.opened = n;
+    for (const cell of this.track.querySelectorAll("[data-n]")) this.press(cell);
+  }
+
+  press(cell) {
+    cell.setAttribute("aria-expanded", String(cell.dataset.n === String(this.opened)));
   }
 
   /** Shows the entries around `place`; at the end of a tape that is being written, the newest. */
   show(place, { isFollowing, isLive }) {
+    const isSame = this.shown?.place === place && this.shown.isFollowing === isFollowing && this.shown.isLive === isLive;
+    if (!isSame) this.reach = { behind: REACH, ahead: REACH };
+    this.shown = { place, isFollowing, isLive };
+    this.fill(this.shown);
+    if (!isSame || !this.isPlaced) this.scrollTo(this.shown);
+  }
+
+  fill({ place, isFollowing, isLive }) {
     const { entries } = this.log;
     const at = this.log.placeOf(place);
-    const from = Math.max(0, at - BEHIND);
-    const to = Math.min(entries.length, isFollowing ? entries.length : at + AHEAD);
+    const from = Math.max(0, at - this.reach.behind);
+    const to = Math.min(entries.length, isFollowing ? entries.length : at + this.reach.ahead);
     const wanted = new Set();
     let before = null;
     for (const entry of entries.slice(from, to)) {
@@ -35,6 +69,7 @@ export class Strip {
       let cell = this.cells.get(entry.n);
       if (!cell) {
         cell = cellOf(entry);
+        this.press(cell);
         this.cells.set(entry.n, cell);
       }
       if (before ? before.nextSibling !== cell : this.track.firstChild !== cell) {
@@ -69,8 +104,12 @@ export class Strip {
     this.here.classList.toggle("here", !isFollowing);
     // While it types, the end is in sight without any scrolling.
     this.track.classList.toggle("following", isFollowing && isLive);
+  }
+
+  scrollTo({ isFollowing, isLive }) {
+    this.isPlaced = this.track.isConnected;
     if (isFollowing && !isLive) this.track.scrollLeft = this.track.scrollWidth;
-    if (!isFollowing) this.track.scrollLeft = this.here.offsetLeft - this.track.clientWidth / 2;
+    if (!isFollowing && this.here) this.track.scrollLeft = this.here.offsetLeft - this.track.clientWidth / 2;
   }
 
   onKey(event) {

@@ -18,7 +18,7 @@ export function tokenCard(entry, on, { canFork }) {
   parts.push(el(
     "div", { class: "row" },
     button("Rewind to here", () => on.rewind(entry.n), { class: "quiet" }),
-    button("Go on differently after it", () => on.forkAfter(entry.n), { class: "quiet", disabled: !canFork }),
+    button("Go on differently after this token", () => on.forkAfter(entry.n), { class: "quiet", disabled: !canFork }),
   ));
   return el("div", { class: "token-card", role: "group", "aria-label": `Entry ${entry.n}` }, ...parts);
 }
@@ -29,8 +29,8 @@ function alternatives(entry, on, canFork) {
     const bar = el("span", { class: "bar-fill" });
     bar.style.width = `${100 * Math.exp(one.logprob)}%`;
     const choose = isChosen
-      ? el("span", { class: "chosen" }, "on the tape")
-      : button("take this one", () => on.forkWith(entry.n, one), { class: "quiet small", disabled: !canFork, "aria-label": `take this one: ${visible(one.token)}` });
+      ? el("span", { class: "chosen" }, "chosen")
+      : button("Use this token", () => on.forkWith(entry.n, one), { class: "quiet small", disabled: !canFork, "aria-label": `Use this token: ${visible(one.token)}` });
     return el(
       "tr", {},
       el("td", {}, el("code", {}, visible(one.token))),

@@ -1,9 +1,10 @@
 // The drawer "On the wire": raw frames as they come, and the counters that prove that nothing is lost.
 
 import { byId, el, seldom } from "/static/dom.js";
+import { isEvent } from "/static/wire/log.js";
 
 const SHOWN = 80; // lines
-const DRAW_MS = 80; // faster than that nobody reads
+const DRAW_MS = 60; // as the strip and the line of the tape
 
 export class WireDrawer {
   constructor() {
@@ -13,6 +14,8 @@ export class WireDrawer {
     this.show = seldom(DRAW_MS, () => this.draw());
     this.onChange = () => this.show();
     byId("wire-wrap").addEventListener("change", ({ target }) => this.lines.classList.toggle("whole", target.checked));
+    this.eventsOnly = byId("wire-events");
+    this.eventsOnly.addEventListener("change", () => this.again());
   }
 
   /** Shows what is on the wire of this answer; null for none. */
@@ -24,20 +27,26 @@ export class WireDrawer {
       this.answer.removeEventListener("text", this.onChange);
     }
     this.answer = answer;
-    this.lines.replaceChildren();
-    this.drawn = 0;
     if (answer) {
       answer.wire.changed = this.onChange;
       answer.addEventListener("change", this.onChange);
       answer.addEventListener("text", this.onChange);
     }
+    this.again();
+  }
+
+  /** Draws all lines anew. */
+  again() {
+    this.lines.replaceChildren();
+    this.drawn = 0;
     this.show();
   }
 
   draw() {
     if (document.documentElement.dataset.panel !== "wire") return;
     const { answer } = this;
-    const lines = answer?.wire.lines ?? [];
+    const all = answer?.wire.lines ?? [];
+    const lines = this.eventsOnly.checked ? all.filter(isEvent) : all;
     byId("wire-empty").hidden = lines.length > 0;
     this.lines.hidden = lines.length === 0;
     const fresh = lines.slice(-SHOWN).filter(({ number }) => number > this.drawn);
@@ -47,7 +56,7 @@ export class WireDrawer {
 
   append(fresh) {
     // The list is laid out from its end (page.css), which keeps the newest line in sight.
-    this.lines.prepend(...fresh.map(({ kind, text }) => el("div", { class: `wire-line ${kind}` }, text)).reverse());
+    this.lines.prepend(...fresh.map(lineOf).reverse());
     while (this.lines.childElementCount > SHOWN) this.lines.lastElementChild.remove();
     this.drawn = fresh.at(-1).number;
   }
@@ -59,6 +68,21 @@ export class WireDrawer {
       const value = String(counters?.[name] ?? 0);
       if (holder.textContent !== value) holder.textContent = value;
     }
-    byId("counters").classList.toggle("wrong", Boolean(counters && (counters.gaps || counters.doubles)));
+    const isWrong = Boolean(counters && (counters.gaps || counters.doubles));
+    byId("counters").classList.toggle("wrong", isWrong);
+    byId("wire-verdict").textContent = verdict(counters, isWrong);
   }
+}
+
+function verdict(counters, isWrong) {
+  if (isWrong) return "Entries are missing, or came twice";
+  return counters?.entries ? "Nothing lost, nothing twice" : "Delivery";
+}
+
+/** The tape's id is the same in every frame: its middle is shown with whole frames only. */
+function lineOf({ kind, text }) {
+  const id = kind === "frame" && /^(id: [\w-]{4})([\w-]{8,})([\w-]{3}:\d+)/.exec(text);
+  if (!id) return el("div", { class: `wire-line ${kind}` }, text);
+  const [whole, begin, middle, end] = id;
+  return el("div", { class: "wire-line frame" }, begin, el("span", { class: "id-middle" }, middle), end, text.slice(whole.length));
 }

@@ -1,6 +1,7 @@
 // What went over the wire, as lines for the drawer. Keeps the newest; knows nothing of the page.
 
-const KEPT = 400;
+const KEPT = 400; // frames
+const KEPT_EVENTS = 200; // requests, cuts, resumes and all else
 
 export class WireLog {
   constructor() {
@@ -12,8 +13,14 @@ export class WireLog {
   add(kind, text) {
     this.total += 1;
     this.lines.push({ number: this.total, kind, text });
-    if (this.lines.length > 2 * KEPT) this.lines.splice(0, this.lines.length - KEPT);
+    if (this.lines.length > 2 * KEPT) this.trim();
     this.changed();
+  }
+
+  trim() {
+    const events = this.lines.filter(isEvent).slice(-KEPT_EVENTS);
+    const first = this.lines.at(-KEPT).number;
+    this.lines = this.lines.filter((line) => (isEvent(line) ? events.includes(line) : line.number >= first));
   }
 
   clear() {
@@ -42,4 +49,8 @@ export class WireLog {
   note(kind, text) {
     this.add("note", text);
   }
+}
+
+export function isEvent({ kind }) {
+  return kind !== "frame" && kind !== "comment";
 }

@@ -48,6 +48,7 @@ FLOORS = [
         "app.event_stream",
         "app.fair_share",
         "app.normal_requests",
+        "app.page_files",
         "app.standard_streams",
         "app.strict_json",
         "app.frame_cache",

@@ -121,7 +121,7 @@ async def test_cancel_ends_a_tape_and_leaves_the_focus_in_the_table(
         await page.keyboard.press("Enter")
         ended = page.locator("#tapes tbody tr", has_text=tape)
         await expect(ended).to_have_attribute("data-state", "done")
-        await expect(ended.locator(".state")).to_have_text("cancelled")
+        await expect(ended.locator(".state")).to_have_text("done (cancelled)")
         await expect(button).to_be_hidden()
         await expect(page.locator("#tapes-region")).to_be_focused()
         (reading,) = [reading for reading in readings if reading.tape == tape]
@@ -230,7 +230,7 @@ async def test_a_key_is_asked_for_and_shows_its_own_tapes(
         await expect(page.locator("#tapes tbody tr")).to_have_count(1)
         await expect(page.locator("#tapes code")).to_have_text(tapes["alice"].json()["tape"])
         await page.get_by_role("button", name="Cancel tape").click()
-        await expect(page.locator("#tapes td.state")).to_have_text("cancelled")
+        await expect(page.locator("#tapes td.state")).to_have_text("done (cancelled)")
         for key, reason in [("alice", "cancelled"), ("bob", None)]:
             headers = bearer(key) | {"Accept": "application/json"}
             snapshot = await http.get(tapes[key].headers["Location"], headers=headers)

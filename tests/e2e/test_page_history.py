@@ -41,8 +41,8 @@ def rows(page: Page) -> Any:
 
 
 async def menu(page: Page, title: str, item: str) -> None:
-    await page.get_by_role("button", name=f"More about {title}").click()
-    await page.get_by_role("button", name=item).click()
+    await page.locator("#chats").get_by_role("button", name=f"More about {title}").click()
+    await page.locator("#chats").get_by_role("button", name=item).click()
 
 
 async def test_a_chat_outlives_a_reload_with_its_tape(page: Page, server: RunningServer) -> None:

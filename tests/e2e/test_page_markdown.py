@@ -125,6 +125,57 @@ async def test_the_parts_of_markdown(page: Page, server: RunningServer, size: in
     await expect(body.locator(".chunk > *")).to_have_count(8)
 
 
+SHAPE = """
+root => ({
+  text: root.textContent.replace(/\\s+/g, " "),
+  tags: [...root.querySelectorAll(
+    ":is(h3,p,ul,ol,li,blockquote,table,tr,td,th,pre,strong,em,a,hr,code)")]
+    .filter((one) => one.tagName !== "P" || !one.closest("li"))
+    .map((one) => one.tagName + (one.start ?? "")),
+})
+"""
+
+LISTS = """\
+1. First, **bold**.
+
+2. Second.
+
+   Still the second.
+3. Third:
+   - inner
+   - more
+
+* star
+
+- dash
+-  wide
+
+12) twelve
+13) thirteen
+
+- [ ] open
+- [x] done
+
+2024 was a year.
+-5 is a number.
+"""
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("text", [TEXT, LISTS], ids=["parts", "lists"])
+async def test_it_looks_the_same_however_it_came(
+    page: Page, server: RunningServer, text: str, size: int
+) -> None:
+    """An item that has only begun must not end the list above it."""
+    await show(page, server, pieces(text, size), 200)
+    typed = await answer(page).locator(".body").evaluate(SHAPE)
+    await page.click("#new-chat")
+    await page.evaluate(FAKE_TAPE, {"tokens": [text], "perSecond": 3000})
+    await ask(page, "Show me")
+    await expect_state(page, "done")
+    assert typed == await answer(page).locator(".body").evaluate(SHAPE)
+
+
 @pytest.mark.parametrize(
     "text",
     [

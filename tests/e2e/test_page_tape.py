@@ -92,7 +92,7 @@ async def test_another_browser_joins_by_the_link(
     await expect(shared).to_have_attribute("data-state", "done")
     mine = await answer(page).locator(".body").text_content()
     assert await shared.locator(".body").text_content() == mine
-    await expect(second.locator(".note").first).to_contain_text("gaps 0 · doubles 0 · ended")
+    await expect(second.locator(".note").first).to_contain_text("gaps 0 · duplicates 0 · ended")
     await context.close()
 
 
@@ -128,7 +128,7 @@ async def test_fork_with_an_alternative_token(page: Page, server: RunningServer)
     await expect_state(page, "done")
     await answer(page).locator(".cell[data-n='6']").click()
     async with page.expect_request("**/fork") as request:
-        await answer(page).get_by_role("button", name="take this one").first.click()
+        await answer(page).get_by_role("button", name="Use this token").first.click()
     sent = (await request.value).post_data_json
     assert sent["after"] == 5
     await expect(answer(page).locator(".branch-count")).to_have_text("2/2")
@@ -221,7 +221,7 @@ async def test_a_tape_that_is_gone_is_told_of(page: Page, tmp_path: Path) -> Non
         await expect_state(page, "done")
         await own.health_becomes(10, tapes=0)
         await answer(page).locator(".cell[data-n='6']").click()
-        await answer(page).get_by_role("button", name="take this one").first.click()
+        await answer(page).get_by_role("button", name="Use this token").first.click()
         await expect(answer(page).locator(".notice")).to_contain_text("no such tape")
         await answer(page).get_by_role("button", name="Previous branch").click()
         await expect(answer(page).locator(".notice")).to_contain_text("Stopped at the limit")
