@@ -38,8 +38,10 @@ async def generate(
     idempotency_key: IdempotencyKey = None,
     accept: Annotated[str, Header(include_in_schema=False)] = "*/*",
 ) -> Response:
-    """Answer a conversation, or continue a prompt. To stream the tokens, send `stream: true` or
-    `Accept: text/event-stream`."""
+    """Answer a conversation, or continue a prompt.
+
+    To stream the tokens, send `stream: true` or `Accept: text/event-stream`.
+    """
     if last_event_id:
         return await resume(services, caller, last_event_id)
     if body.stream or "text/event-stream" in accept:

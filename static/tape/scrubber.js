@@ -39,6 +39,7 @@ export class Scrubber {
    * the tape may become, `readers` `[{name, entry}]`, `marks` `[{kind, entry}]`.
    */
   show({ place, written, expected, isWriting, readers, marks }) {
+    this.isWriting = isWriting;
     const end = Math.max(written, isWriting ? Math.min(expected, Math.ceil(written * 1.25) + 20) : written, 1);
     const share = (entry) => (100 * Math.min(entry, end)) / end;
     this.input.max = String(end);
@@ -53,7 +54,7 @@ export class Scrubber {
     const events = thinned(marks).map((mark) => ({ at: share(mark.entry), kind: mark.kind, texts: MARKS[mark.kind]?.(mark) ?? [mark.kind, mark.kind], entry: mark.entry }));
     const up = [writer, ...events.filter(({ kind }) => ["leave", "engine", "pause", "fork"].includes(kind))];
     const down = [...heads, ...events.filter(({ kind }) => kind === "resume")];
-    const picture = JSON.stringify([up, down]);
+    const picture = JSON.stringify([isWriting, up, down]);
     if (picture === this.shown) return;
     this.shown = picture;
     this.labels = { up, down };
@@ -67,7 +68,7 @@ export class Scrubber {
     this.draw(this.below, this.labels.down);
   }
 
-  /** Labels that would overlap go to different levels. Two have a place whether they are used or not. */
+  /** Labels that would overlap go to different levels. While it types, a second one has its place. */
   draw(holder, labels) {
     const width = this.width || 700;
     const ends = []; // of each level: where its last label ends, in px
@@ -80,7 +81,7 @@ export class Scrubber {
       node.style.left = `${at}%`;
       return node;
     });
-    holder.dataset.levels = String(Math.max(2, ends.length));
+    holder.dataset.levels = String(Math.max(this.isWriting ? 2 : 1, ends.length));
     holder.replaceChildren(...nodes);
   }
 }

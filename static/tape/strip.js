@@ -90,6 +90,7 @@ export class Strip {
   showEnd(isVisible) {
     this.end?.remove();
     this.end = null;
+    this.track.classList.toggle("with-end", Boolean(isVisible && this.log.end));
     if (!isVisible || !this.log.end) return;
     this.end = el("span", { class: "cell terminal" }, el("span", { class: "number" }, String(this.log.last)), this.log.end.finish_reason ?? "end");
     this.track.append(this.end);
