@@ -25,14 +25,12 @@ async def test_sixty_answers_on_the_page_are_not_empty_and_end(
             await expect(answer(page)).to_have_attribute(
                 "data-state", "done", timeout=patience(60_000)
             )
-    questions, answers = (
-        {one["id"]: one for one in await stored(page) if one["role"] == role}
-        for role in ("user", "assistant")
-    )
-    asked = [(questions[one["parent"]]["content"], one) for one in answers.values()]
+    messages = {one["id"]: one for one in await stored(page)}
+    answers = [one for one in messages.values() if one["role"] == "assistant"]
+    asked = [(messages[one["parent"]]["content"], one) for one in answers]
     empty = [question for question, one in asked if not one["content"].strip()]
     endless = [(question, one["content"]) for question, one in asked if one["finish"] != "stop"]
-    lengths = sorted(one["usage"]["completion_tokens"] for one in answers.values())
+    lengths = sorted(one["usage"]["completion_tokens"] for one in answers)
     print(f"{len(asked)} answers, {len(empty)} empty, {len(endless)} without an end")
     print(
         f"tokens of an answer: {lengths[0]} to {lengths[-1]}, median {lengths[len(lengths) // 2]}"
