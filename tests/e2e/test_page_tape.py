@@ -43,10 +43,12 @@ async def test_cut_five_times_and_nothing_is_lost(page: Page, server: RunningSer
     page.on("request", note)
     await open_chat(page, server.url, max_length=300)
     await ask_long(page)
+    seen = 0
     for number, place in enumerate((3, 25, 50, 75, 100), 1):
-        await expect_entries(page, place)
+        await expect_entries(page, max(place, seen + 1))  # two cuts at one entry are one mark
         await act(page, "cut").click()
         await expect(answer(page).locator(".scrub-label.leave")).to_have_count(number)
+        seen = int(await answer(page).get_attribute("data-entries") or 0)
         await expect(act(page, "cut")).to_be_enabled(timeout=patience(10_000))
     await expect_whole(page, server.url)
     assert len(resumed) == 5
