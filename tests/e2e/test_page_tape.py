@@ -242,8 +242,9 @@ async def test_the_engine_dies_while_it_types_and_the_text_goes_on(
         await expect_whole(page, own.url)
         await expect(page.locator("#count-engines")).to_have_text("2")
         await expect(answer(page).locator(".scrub-label.engine")).to_have_count(1)
+        await ask_long(page, "And again?")
+        await expect_entries(page, 20)
         os.kill(own.health()["engine_pid"], signal.SIGKILL)
-        await answered(page, "And again?")
         await expect_whole(page, own.url)
         assert own.stop() == 0
 
