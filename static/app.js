@@ -82,9 +82,8 @@ function newChat() {
 }
 
 function showChat() {
-  sidebar.current = chat.isEmpty || view !== "chat" ? null : chat.conversation.id;
   sidebar.live = new Set([...chat.answers.values()].filter(({ isLive }) => isLive).map(({ message }) => message.conversation));
-  sidebar.draw();
+  markOpenChat();
   byId("welcome").hidden = !chat.isEmpty;
   byId("chat-title").textContent = chat.isEmpty ? "New chat" : chat.conversation.title;
   document.title = chat.isEmpty ? "Tickertape" : `${chat.conversation.title} · Tickertape`;
@@ -146,9 +145,13 @@ function showView(name) {
     if (link.dataset.tab === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  markOpenChat();
+  watchCurrent();
+}
+
+function markOpenChat() {
   sidebar.current = view === "chat" && !chat.isEmpty ? chat.conversation.id : null;
   sidebar.draw();
-  watchCurrent();
 }
 
 function watchCurrent() {

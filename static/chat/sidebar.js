@@ -9,7 +9,7 @@ export class Sidebar {
     Object.assign(this, { history, on });
     this.list = byId("chats");
     this.searchField = byId("chat-search");
-    this.current = null;
+    this.current = null; // the id of the chat that is shown, null for none
     this.live = new Set(); // conversations with an answer that runs
     this.conversations = [];
     this.found = null; // ids that match, null for all
@@ -44,7 +44,6 @@ export class Sidebar {
     announce(`${this.found.size} chats found.`);
   }
 
-  /** With `current` null no chat is marked as the one that is shown. */
   draw() {
     const focused = document.activeElement?.closest?.("#chats li")?.dataset.id;
     const shown = this.conversations.filter(({ id }) => !this.found || this.found.has(id));

@@ -13,7 +13,7 @@ const MOST_MARKERS = 1500; // *, _, [, ` and their like in one block
 const LONGEST_LEAD = 40; // characters of >, -, * or digits that open one line
 
 // The beginning of a list item's marker. Shown alone it would be a paragraph, and end the list above.
-const HALF_MARKER = /(^|\n)[ \t]*(?:\d{1,9}[.)]?|[-*+])[ \t]*$/;
+const HALF_MARKER = /^[ \t]*(?:\d{1,9}[.)]?|[-*+])[ \t]*$/;
 
 const LEAD = new RegExp(`^[ \\t>*+\\-\\d.)]{${LONGEST_LEAD},}`, "gm");
 const MARKERS = /[*_[\]`<~!\\|]/g;
@@ -46,7 +46,8 @@ export class MarkdownStream {
   /** Shows `text`; cheap where it goes on from what is shown. */
   show(text, isComplete = false) {
     let lines = text.includes("\r") ? text.replace(/\r\n?/g, "\n") : text;
-    if (!isComplete) lines = lines.replace(HALF_MARKER, "$1");
+    const lastLine = lines.lastIndexOf("\n") + 1;
+    if (!isComplete && HALF_MARKER.test(lines.slice(lastLine))) lines = lines.slice(0, lastLine);
     if (!lines.startsWith(this.text)) this.clear();
     this.text = lines;
     while (this.plain ? this.growPlain() : this.parse(isComplete));

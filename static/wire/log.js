@@ -18,9 +18,9 @@ export class WireLog {
   }
 
   trim() {
-    const events = this.lines.filter(isEvent).slice(-KEPT_EVENTS);
-    const first = this.lines.at(-KEPT).number;
-    this.lines = this.lines.filter((line) => (isEvent(line) ? events.includes(line) : line.number >= first));
+    const firstEvent = this.lines.filter(isEvent).at(-KEPT_EVENTS)?.number ?? 0;
+    const firstFrame = this.lines.at(-KEPT).number;
+    this.lines = this.lines.filter((line) => line.number >= (isEvent(line) ? firstEvent : firstFrame));
   }
 
   clear() {

@@ -110,10 +110,7 @@ async def test_a_beginning_that_is_kept_no_longer_is_told_of(page: Page, tmp_pat
 async def test_a_proxy_that_answers_for_a_server_out_of_reach_is_asked_again(
     page: Page, server: RunningServer
 ) -> None:
-    tries: list[str] = []
-
     async def bad_gateway(route: Route) -> None:
-        tries.append(route.request.url)
         await route.fulfill(status=502, body="Bad Gateway")
 
     async with Proxy(server.url) as proxy:
@@ -127,19 +124,23 @@ async def test_a_proxy_that_answers_for_a_server_out_of_reach_is_asked_again(
             pass
         await page.unroute(TAPE)
         await expect_whole(page, server.url)
-    assert tries
+
+
+async def type_and_lose(page: Page, proxy: Proxy) -> None:
+    """An answer types, and the server is out of reach."""
+    await open_chat(page, proxy.url, max_length=LONG)
+    await ask_long(page)
+    await expect_entries(page, 3)
+    proxy.refuses = True
+    proxy.cut()
+    await expect(answer(page).locator(".notice")).to_contain_text("Connection lost")
 
 
 async def test_stop_works_while_the_server_is_out_of_reach(
     page: Page, server: RunningServer
 ) -> None:
     async with Proxy(server.url) as proxy:
-        await open_chat(page, proxy.url, max_length=LONG)
-        await ask_long(page)
-        await expect_entries(page, 3)
-        proxy.refuses = True
-        proxy.cut()
-        await expect(answer(page).locator(".notice")).to_contain_text("Connection lost")
+        await type_and_lose(page, proxy)
         await page.click("#stop")
         await expect(answer(page).locator(".notice")).to_contain_text("The page stopped reading.")
         await expect(page.locator("#stop")).to_be_hidden()
@@ -148,12 +149,7 @@ async def test_stop_works_while_the_server_is_out_of_reach(
 async def test_stop_does_not_wait_for_the_next_try(page: Page, server: RunningServer) -> None:
     """The server is back before the page would have looked again."""
     async with Proxy(server.url) as proxy:
-        await open_chat(page, proxy.url, max_length=LONG)
-        await ask_long(page)
-        await expect_entries(page, 3)
-        proxy.refuses = True
-        proxy.cut()
-        await expect(answer(page).locator(".notice")).to_contain_text("Connection lost")
+        await type_and_lose(page, proxy)
         proxy.refuses = False
         await page.click("#stop")
         await expect(answer(page).locator(".notice")).to_have_text("Stopped")

@@ -227,3 +227,18 @@ async def test_5000_tokens_at_300_a_second_make_no_long_task(
     longest = await page.evaluate("window.longest")
     print(f"{kind}: the longest task took {longest:.0f} ms")
     assert longest < 50
+
+
+async def test_requests_stay_in_the_drawer_when_frames_go(
+    page: Page, server: RunningServer
+) -> None:
+    """Of 1,500 frames the newest are kept; what happened besides is found with "Events only"."""
+    await show(page, server, ["word "] * 1500, 3000)
+    if not await page.locator("#wire").is_visible():
+        await page.click("#show-wire")
+    await expect(page.locator(".wire-line.frame").first).to_be_visible()
+    await expect(page.locator(".wire-line.request")).to_have_count(0)
+    await page.check("#wire-events")
+    await expect(page.locator(".wire-line.frame")).to_have_count(0)
+    await expect(page.locator(".wire-line.request")).to_have_count(2)
+    await expect(page.locator("#wire-verdict")).to_have_text("Nothing lost, nothing twice")
