@@ -1,0 +1,1 @@
+"""The service: HTTP in, events out. It never imports torch."""

@@ -1,20 +1,21 @@
 """What may start: checked here, before any header leaves and before the engine is touched."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
 
 from app.caller import Caller
-from app.dialects import tool_calls
-from app.engine_link import EngineLink
 from app.errors import APIError, context_exceeded, out_of_range, try_later
-from app.preparation import Preparation
+from app.processes.engine_client import EngineClient
+from app.processes.tokenizer_client import TokenizerClient
 from app.sampling_defaults import chosen
-from app.schemas.ask import Ask, Prompt
-from app.schemas.sampling import DrawFields
+from app.tapes.generation_request import GenerationRequest, Prompt
 from app.tapes.registry import Registry
-from app.tapes.store import unreachable
-from model.config import ModelConfig
-from model.messages import (
+from app.tapes.stores.base import unreachable
+from model.checkpoints.config import ModelConfig
+from model.protocol.messages import (
     Conversation,
     Decode,
     Encode,
@@ -23,30 +24,23 @@ from model.messages import (
     id_array,
     ids_of,
 )
-from model.sampling import SamplingDefaults, SamplingParams, fresh_seed
-from model.tokenizer import Tokenizer
+from model.protocol.sampling_params import SamplingDefaults, SamplingParams
+from model.text import tool_calls
+from model.text.tokenizer import Tokenizer
 
 # What is done right here, because to have it done elsewhere takes as long.
 _FEW_CHARACTERS = 4096
 _FEW_TOKENS = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """A request that can be served: its prompts as ids, its wishes as SamplingParams."""
-
-    prompts: list[list[int]]
-    params: SamplingParams
-
-
 async def calls_tools(
-    preparation: Preparation, tokenizer: Tokenizer, chat_template: str | None
+    tokenizer_client: TokenizerClient, tokenizer: Tokenizer, chat_template: str | None
 ) -> bool:
     """Whether the model was trained to call tools, in a way that we read: the template shows it."""
     if chat_template is None or not tool_calls.mentioned(chat_template):
         return False
     try:
-        encoded = await preparation.encode(Encode([tool_calls.CALLING]), client="")
+        encoded = await tokenizer_client.encode(Encode([tool_calls.CALLING]), client="")
     except APIError as error:  # the template fails, or the process did
         return error.status_code != 422
     return tool_calls.is_ours(tokenizer.decode(ids_of(encoded.ids[0]), skip_special=False))
@@ -55,35 +49,39 @@ async def calls_tools(
 @dataclass(frozen=True, slots=True)
 class Admission:
     tokenizer: Tokenizer
-    preparation: Preparation
+    tokenizer_client: TokenizerClient
     chat_template: str | None
     has_tools: bool  # whether the model was trained to call tools, in a way that we read
     config: ModelConfig
     defaults: SamplingDefaults
-    link: EngineLink
+    link: EngineClient
     registry: Registry
     max_model_len: int
     capacity: int
 
-    async def admit(self, ask: Ask, caller: Caller) -> Admitted:
-        """Raises APIError: 422 for what can never be served, 429 and 503 for what may be later.
+    async def admit(
+        self, request: GenerationRequest, caller: Caller
+    ) -> tuple[list[list[int]], SamplingParams]:
+        """The prompts as token ids, and what the sampler is told.
+
+        Raises APIError: 422 for what can never be served, 429 and 503 for what may be later.
 
         The last are checked first, for little, and again when the prompts are known. A caller who
         leaves meanwhile raises CallerLeftError.
         """
-        count = len(ask.prompts) * ask.n
-        self.check_load(caller.client, count)
-        check_token_ids(ask.fields, self.config.vocab_size)
-        prompts = await self.token_ids(ask.prompts, ask.prompt_name, caller)
-        grammar = await self._grammar(ask, caller)
-        max_tokens = room(ask, max(map(len, prompts)), self.context)
-        self.check_load(caller.client, count)
-        return Admitted(prompts, sampling_params(ask, max_tokens, self.defaults, grammar))
+        self.check_load(caller.client, request.num_choices)
+        check_token_ids(request.params, self.config.vocab_size)
+        prompts = await self.token_ids(request.prompts, request.names.prompt, caller)
+        grammar = await self._grammar(request, caller)
+        max_tokens = room(request, max(map(len, prompts)), self.context)
+        self.check_load(caller.client, request.num_choices)
+        return prompts, admitted_params(request, max_tokens, self.defaults, grammar)
 
-    async def _grammar(self, ask: Ask, caller: Caller) -> str | None:
-        if ask.grammar is None:
+    async def _grammar(self, request: GenerationRequest, caller: Caller) -> str | None:
+        if request.constraint is None:
             return None
-        making = self.preparation.grammar(ask.grammar, caller.client, ask.grammar_name)
+        name = request.names.constraint
+        making = self.tokenizer_client.grammar(request.constraint, caller.client, name)
         return await caller.unless_left(making)
 
     @property
@@ -117,7 +115,7 @@ class Admission:
             return found
         self._check_template(texts)
         job = Encode(texts, self.context)
-        encoded = await caller.unless_left(self.preparation.encode(job, caller.client, name))
+        encoded = await caller.unless_left(self.tokenizer_client.encode(job, caller.client, name))
         for count, text in zip(encoded.counts, texts, strict=True):
             cut = isinstance(text, str) and len(text) > count
             self._check_length(count, name, at_least=cut)
@@ -127,7 +125,7 @@ class Admission:
         """All tokens of a prompt, however many."""
         self._check_template([prompt])
         job = Tokenize(prompt)
-        return await caller.unless_left(self.preparation.tokenize(job, caller.client, name))
+        return await caller.unless_left(self.tokenizer_client.tokenize(job, caller.client, name))
 
     async def texts_of(
         self, prompts: Sequence[list[int]], name: str, caller: Caller, *, skip_special: bool = True
@@ -138,7 +136,7 @@ class Admission:
         if sum(map(len, prompts)) <= _FEW_TOKENS:
             return [self.tokenizer.decode(ids, skip_special=skip_special) for ids in prompts]
         job = Decode([id_array(ids).tobytes() for ids in prompts], skip_special)
-        decoding = self.preparation.decode(job, caller.client, name)
+        decoding = self.tokenizer_client.decode(job, caller.client, name)
         return (await caller.unless_left(decoding)).texts
 
     async def echo(self, prompts: Sequence[str | list[int]], caller: Caller) -> list[str]:
@@ -186,7 +184,7 @@ class Admission:
         """Whether so many more sequences of this client have a place. Raises APIError."""
         self.check_ready()
         if not self.registry.seats.has_place(client, count, self.capacity):
-            seconds = self.registry.turnover.seconds_to_a_place()
+            seconds = self.registry.retry_after.seconds_to_a_place()
             raise try_later(
                 429,
                 f"the queue is full; try again in {seconds} s",
@@ -203,51 +201,55 @@ def _are_short(texts: Sequence[str | Conversation]) -> bool:
     return sum(len(text) for text in texts if isinstance(text, str)) <= _FEW_CHARACTERS
 
 
-def check_token_ids(fields: DrawFields, vocab_size: int) -> None:
+class NamesTokens(Protocol):
+    """Fields of a request that hold token ids."""
+
+    @property
+    def logit_bias(self) -> Mapping[int, float]: ...
+
+    @property
+    def stop_token_ids(self) -> Collection[int]: ...
+
+
+def check_token_ids(fields: NamesTokens, vocab_size: int) -> None:
     """Raises APIError 422 when a token id is named that the model does not have."""
-    for param in ("logit_bias", "stop_token_ids"):
-        wrong = [token_id for token_id in getattr(fields, param) if token_id >= vocab_size]
+    named = {"logit_bias": fields.logit_bias, "stop_token_ids": fields.stop_token_ids}
+    for param, token_ids in named.items():
+        wrong = [token_id for token_id in token_ids if token_id >= vocab_size]
         if wrong:
             raise out_of_range(param, f"token ids go from 0 to {vocab_size - 1}, not {wrong[0]}")
 
 
-def room(ask: Ask, num_prompt: int, context: int) -> int:
+def room(request: GenerationRequest, num_prompt: int, context: int) -> int:
     """How many tokens may be generated after so long a prompt: what was asked for, or what fits.
 
     Raises APIError 422 when what was asked for does not fit.
     """
-    left = context - num_prompt
-    wanted = left if ask.max_tokens is None else ask.max_tokens
-    if ask.exact and wanted > left:
+    left, name = context - num_prompt, request.names.max_tokens
+    wanted = left if request.max_tokens is None else request.max_tokens
+    if request.exact and wanted > left:
         raise context_exceeded(
-            ask.max_tokens_name,
+            name,
             context,
             f"you requested {num_prompt + wanted} tokens: {num_prompt} in the prompt and {wanted} "
-            f"new ones. {ask.max_tokens_name} must be from 1 to {left}, or the prompt shorter",
+            f"new ones. {name} must be from 1 to {left}, or the prompt shorter",
         )
     max_tokens = min(wanted, left)
-    if ask.fields.min_tokens > max_tokens:
-        raise out_of_range(
-            "min_tokens", f"must be from 0 to {ask.max_tokens_name}, which is {max_tokens} here"
-        )
+    if request.params.min_tokens > max_tokens:
+        raise out_of_range("min_tokens", f"must be from 0 to {name}, which is {max_tokens} here")
     return max_tokens
 
 
-def sampling_params(
-    ask: Ask, max_tokens: int, defaults: SamplingDefaults, grammar: str | None = None
+def admitted_params(
+    request: GenerationRequest,
+    max_tokens: int,
+    defaults: SamplingDefaults,
+    grammar: str | None = None,
 ) -> SamplingParams:
-    """The wire's words -> the sampler's. A request without a seed gets one, to survive restarts."""
-    fields = ask.fields
-    return SamplingParams(
+    """What the sampler is told, with the model's defaults where the request gives nothing."""
+    return msgspec.structs.replace(
+        request.params,
         max_tokens=max_tokens,
-        seed=fresh_seed() if fields.seed is None else fields.seed,
-        **chosen(fields, defaults),
-        presence_penalty=fields.presence_penalty,
-        logit_bias=fields.logit_bias,
-        stop=tuple(fields.stop),
-        stop_token_ids=tuple(fields.stop_token_ids),
-        ignore_eos=fields.ignore_eos,
-        min_tokens=fields.min_tokens,
-        logprobs=ask.logprobs,
         grammar=grammar,
+        **chosen(request.params, request.given, defaults),
     )

@@ -160,7 +160,7 @@ def _allow(request: Request, error: HTTPException) -> Mapping[str, str]:
         m for route in _routes(request.app.routes) if route.path == path for m in route.methods
     }
     if "GET" in methods:
-        methods.add("HEAD")  # app/normal_requests.py
+        methods.add("HEAD")  # app/guard/normal_requests.py
     return {"Allow": ", ".join(sorted(methods))}
 
 

@@ -9,55 +9,45 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from app import errors, openapi
+from app import errors
 from app.admission import Admission, calls_tools
-from app.arrivals import Arrivals
-from app.cors import Cors
-from app.dash import Dash
-from app.engine_link import EngineLink, configuration
-from app.fair_share import Shares
-from app.frame_cache import FrameCache
-from app.hosts import HostCheck, own_names
-from app.limits import Limits, parse_rates
-from app.logs import TapeLog
-from app.metrics import Metrics
-from app.normal_requests import NormalRequests
-from app.options import SettingsError
-from app.preparation import Preparation
-from app.requests import Requests
-from app.routes import (
-    chat,
-    completions,
-    dash,
-    generate,
-    models,
-    ops,
-    page,
-    responses,
-    tapes,
-    tokenize,
-)
+from app.api import dashboard, models, openapi, operations, pages, tokenize
+from app.api.arrivals import Arrivals
+from app.api.native import generate, tapes
+from app.api.openai import chat, completions, responses
+from app.guard.api_keys import ApiKeys
+from app.guard.cors import Cors
+from app.guard.fair_share import Shares
+from app.guard.hosts import HostCheck, own_names
+from app.guard.normal_requests import NormalRequests
+from app.guard.rate_limits import Limits, parse_rates
+from app.observability.access_log import Requests
+from app.observability.dashboard import Dash
+from app.observability.logs import TapeLog
+from app.observability.metrics import Metrics
+from app.observability.tracing import TraceContext, Tracing
+from app.processes.engine_client import EngineClient, configuration
+from app.processes.tokenizer_client import TokenizerClient
+from app.readers.frame_cache import FrameCache
+from app.readers.turns import Turns
 from app.sampling_defaults import sampling_defaults
-from app.security import ApiKeys
 from app.services import Services
-from app.settings import Settings
-from app.tapes.memory import MemoryStore
+from app.settings import Settings, SettingsError
+from app.tapes.engine_recovery import EngineRecovery
 from app.tapes.observer import Observer
-from app.tapes.recovery import Recovery
 from app.tapes.registry import Registry
-from app.tapes.shelf import Shelf
-from app.tapes.store import TapeStore
-from app.tracing import TraceContext, Tracing
-from app.turns import Turns
-from model.loading.checkpoint import open_checkpoint
-from model.loading.hub import resolve
+from app.tapes.stores.base import TapeStore
+from app.tapes.stores.memory import MemoryStore
+from app.tapes.stores.retention import TapeRetention
+from model.checkpoints.checkpoint import open_checkpoint
+from model.checkpoints.hub import resolve
 
 _BODIES = 64 << 20  # bytes of bodies that all clients may have under way
 
 logger = logging.getLogger("tickertape")
 
 
-def create_app(settings: Settings | None = None, engine: EngineLink | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, engine: EngineClient | None = None) -> FastAPI:
     """The service for one model.
 
     Its engine comes and goes with it, or is one that was started before and is another's to stop.
@@ -82,12 +72,12 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        link = engine or EngineLink(configuration(settings, path), settings.engine_timeout)
+        link = engine or EngineClient(configuration(settings, path), settings.engine_timeout)
         if not engine:
             await link.start()
-        recovery = Recovery(link)
-        dashboard = Dash(metrics, link)
-        observers: list[Observer] = [metrics, dashboard, TapeLog()]
+        recovery = EngineRecovery(link)
+        dash = Dash(metrics, link)
+        observers: list[Observer] = [metrics, dash, TapeLog()]
         if tracing:
             observers.append(tracing)
         registry = Registry(
@@ -100,15 +90,15 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
         )
         await store.start(registry)
         metrics.watch(link, recovery, registry)
-        dashboard.look_at(registry)
-        dashboard.start()
-        preparation = Preparation(path)
-        await preparation.start()
+        dash.look_at(registry)
+        dash.start()
+        tokenizer_client = TokenizerClient(path)
+        await tokenizer_client.start()
         admission = Admission(
             tokenizer=tokenizer,
-            preparation=preparation,
+            tokenizer_client=tokenizer_client,
             chat_template=checkpoint.chat_template,
-            has_tools=await calls_tools(preparation, tokenizer, checkpoint.chat_template),
+            has_tools=await calls_tools(tokenizer_client, tokenizer, checkpoint.chat_template),
             config=checkpoint.config,
             defaults=defaults,
             link=link,
@@ -127,7 +117,7 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
             limits=limits,
             bodies=Shares(max(_BODIES, 4 * settings.max_body_size)),
             metrics=metrics,
-            dash=dashboard,
+            dash=dash,
             turns=Turns(),
             frame_cache=FrameCache(),
             tracing=tracing,
@@ -138,8 +128,8 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
         finally:
             registry.close()
             await store.flush()
-            await dashboard.stop()
-            await preparation.stop()
+            await dash.stop()
+            await tokenizer_client.stop()
             if not engine:
                 await link.stop()
             await store.stop()
@@ -155,10 +145,10 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
         telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,
         redoc_url=None,
-        openapi_url=None,  # app/openapi.py serves it
+        openapi_url=None,  # app/api/openapi.py serves it
         redirect_slashes=False,  # NormalRequests leaves none
     )
-    errors.install(app, page.not_found)
+    errors.install(app, pages.not_found)
     openapi.install(app)
     for module in (
         generate,
@@ -168,12 +158,12 @@ def create_app(settings: Settings | None = None, engine: EngineLink | None = Non
         responses,
         models,
         tokenize,
-        ops,
-        dash,
-        page,
+        operations,
+        dashboard,
+        pages,
     ):
         app.include_router(module.router)
-    app.mount("/static", page.Files(), name="static")
+    app.mount("/static", pages.Files(), name="static")
     _admit_pages(app, settings)
     if tracing:
         app.add_middleware(TraceContext)
@@ -196,11 +186,11 @@ def _admit_pages(app: FastAPI, settings: Settings) -> None:
 
 
 def _store(settings: Settings) -> TapeStore:
-    shelf = Shelf(ttl=settings.tape_ttl, budget=settings.tape_memory)
+    retention = TapeRetention(ttl=settings.tape_ttl, budget=settings.tape_memory)
     if settings.tapes == "memory":
-        return MemoryStore(shelf)
+        return MemoryStore(retention)
     try:
-        from app.tapes.redis import RedisStore
+        from app.tapes.stores.redis import RedisStore
     except ImportError:
         raise SettingsError(
             "--tapes (or TICKERTAPE_TAPES) needs a package for Redis; install it with "
@@ -209,7 +199,7 @@ def _store(settings: Settings) -> TapeStore:
 
     try:
         return RedisStore(
-            settings.tapes, shelf, ttl=settings.tape_ttl, max_tape_size=settings.max_tape_memory
+            settings.tapes, retention, ttl=settings.tape_ttl, max_tape_size=settings.max_tape_memory
         )
     except ValueError as error:
         raise SettingsError(

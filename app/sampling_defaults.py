@@ -1,19 +1,17 @@
 """What stands for the sampling fields that a request leaves out."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from app import strict_json
-from app.options import SettingsError
-from app.schemas.sampling import DrawFields
-from app.settings import EngineSettings
-from model.loading.checkpoint import Checkpoint
-from model.loading.hub import is_built_in
-from model.loading.sampling_defaults import BUILT_IN, from_generation_config
-from model.sampling import SamplingDefaults
+from app.guard import strict_json
+from app.settings import EngineSettings, SettingsError
+from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.hub import is_built_in
+from model.checkpoints.sampling_defaults import BUILT_IN, from_generation_config
+from model.protocol.sampling_params import SamplingDefaults, SamplingParams
 
 
 def sampling_defaults(settings: EngineSettings, checkpoint: Checkpoint) -> SamplingDefaults:
@@ -45,17 +43,18 @@ def _read(path: Path) -> Mapping[str, Any]:
     return found
 
 
-def chosen(fields: DrawFields, defaults: SamplingDefaults) -> dict[str, Any]:
-    """The sampling fields of a request: as sent, else the model's own, else the API's.
+def chosen(
+    params: SamplingParams, given: Collection[str], defaults: SamplingDefaults
+) -> dict[str, Any]:
+    """The sampler's options for a request: as `given`, else the model's own, else as in `params`.
 
     A greedy answer is the argmax: of the model's own nothing counts for it.
     """
     own = msgspec.structs.asdict(defaults)
-    kept = fields.model_fields_set | fields.own_defaults
     found = {
-        name: getattr(fields, name) if name in kept or value is None else value
+        name: getattr(params, name) if name in given or value is None else value
         for name, value in own.items()
     }
     if found["temperature"] == 0:
-        return {name: getattr(fields, name) for name in own} | {"temperature": 0.0}
+        return {name: getattr(params, name) for name in own} | {"temperature": 0.0}
     return found

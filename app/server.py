@@ -14,17 +14,17 @@ from types import FrameType
 import uvicorn
 from sse_starlette.sse import AppStatus
 
-from app import listening, logs
-from app.banner import address_of, banner
-from app.connections import allow_all_descriptors
-from app.engine_link import EngineFailedError, EngineLink
-from app.http_limits import http_with
 from app.main import create_app
-from app.options import SettingsError
+from app.observability import logs
+from app.observability.banner import address_of, banner
+from app.processes.engine_client import EngineClient, EngineFailedError
 from app.services import Services
-from app.settings import Settings
-from model.errors import ModelLoadError
-from model.messages import Ready
+from app.settings import Settings, SettingsError
+from app.sockets import listening
+from app.sockets.connections import allow_all_descriptors
+from app.sockets.http_protocol import http_with
+from model.protocol.errors import ModelLoadError
+from model.protocol.messages import Ready
 
 logger = logging.getLogger("tickertape")
 
@@ -183,7 +183,7 @@ async def _check_host(host: str) -> None:
         ) from None
 
 
-async def serve(settings: Settings, link: EngineLink) -> None:
+async def serve(settings: Settings, link: EngineClient) -> None:
     """Serve until told to stop. Raises ModelLoadError when the model cannot be served,
     SettingsError when the host has no address, and AddressError when its port is taken.
     """
@@ -199,7 +199,7 @@ async def serve(settings: Settings, link: EngineLink) -> None:
         headers=[("X-Content-Type-Options", "nosniff")],
         log_config=None,
         log_level=settings.log_level,
-        access_log=False,  # app/requests.py tells more
+        access_log=False,  # app/observability/access_log.py tells more
         timeout_graceful_shutdown=_FLUSH_SECONDS,
     )
     allow_all_descriptors()

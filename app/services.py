@@ -9,24 +9,24 @@ from fastapi.security.utils import get_authorization_scheme_param
 
 from app.admission import Admission
 from app.caller import Caller
-from app.dash import Dash
-from app.engine_link import EngineLink
-from app.fair_share import Shares
-from app.frame_cache import FrameCache
-from app.limits import Limits
-from app.metrics import Metrics
-from app.security import ApiKeys
+from app.guard.api_keys import ApiKeys
+from app.guard.fair_share import Shares
+from app.guard.rate_limits import Limits
+from app.observability.dashboard import Dash
+from app.observability.metrics import Metrics
+from app.observability.tracing import Tracing
+from app.processes.engine_client import EngineClient
+from app.readers.frame_cache import FrameCache
+from app.readers.turns import Turns
 from app.settings import Settings
 from app.tapes.registry import Registry
-from app.tracing import Tracing
-from app.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     settings: Settings
     model_name: str
-    link: EngineLink
+    link: EngineClient
     registry: Registry
     admission: Admission
     api_keys: ApiKeys

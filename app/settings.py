@@ -1,13 +1,14 @@
 """Every option, once. A flag beats its TICKERTAPE_* variable, which beats the file tickertape.toml.
 
-The command line is made from these fields (app/options.py): a new option is one field here.
+The command line is made from these fields (app/cli/options.py): a new option is one field here.
 """
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from tomllib import TOMLDecodeError
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -359,3 +360,29 @@ class ClusterSettings(Settings):
         if value is not None and value < (least := info.data.get("replicas", 1)):
             raise ValueError(f"must be at least --replicas, which is {least}")
         return value
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+class SettingsError(Exception):
+    """An option, variable or file holds something that is no setting; one line per fault."""
+
+
+def load(kind: type[S], flags: dict[str, Any]) -> S:
+    """The settings, flags first. Raises SettingsError naming each fault and where to mend it."""
+    try:
+        return kind(**{name: value for name, value in flags.items() if value is not None})
+    except TOMLDecodeError as error:
+        raise SettingsError(f"tickertape.toml is not valid TOML: {error}") from None
+    except ValidationError as error:
+        raise SettingsError("; ".join(_fault(fault) for fault in error.errors())) from None
+
+
+def _fault(fault: Any) -> str:
+    name = str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        return f"tickertape.toml has no setting '{name}'; docs/settings.md lists those that exist"
+    message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    flag = f"--{name.replace('_', '-')}"
+    return f"{flag} (or TICKERTAPE_{name.upper()}) {message}, not {fault['input']!r}"

@@ -8,10 +8,11 @@ import logging
 
 import uvicorn
 
-from app import listening, logs
-from app.engine_link import EngineLink, configuration
+from app.observability import logs
+from app.processes.engine_client import EngineClient, configuration
 from app.settings import Settings
-from model.loading.hub import resolve
+from app.sockets import listening
+from model.checkpoints.hub import resolve
 
 logger = logging.getLogger("tickertape")
 
@@ -28,7 +29,7 @@ def run(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    link = EngineLink(configuration(settings, resolve(settings.model)), settings.engine_timeout)
+    link = EngineClient(configuration(settings, resolve(settings.model)), settings.engine_timeout)
     if logs.for_a_person(settings.log_format):
         logger.info("loading %s", settings.model)
     await link.start()

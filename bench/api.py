@@ -3,11 +3,11 @@
     python -m bench.api [--streams 1 64] [--pace 40] [--tokens 400]
 
 The real server, started as ever, but its engine process computes nothing: it speaks the protocol
-of model/messages.py and gives every sequence a token `pace` times a second. Plain sockets read
-the streams. The figures are of the API process alone, while every stream runs; `us per token` is
-that of the best half second, because whatever else runs on the machine only adds to it. `to engine`
-is from the first byte of a POST until its command is in the engine process. The last line is the
-same as JSON.
+of model/protocol/messages.py and gives every sequence a token `pace` times a second. Plain sockets
+read the streams. The figures are of the API process alone, while every stream runs; `us per token`
+is that of the best half second, because whatever else runs on the machine only adds to it. `to
+engine` is from the first byte of a POST until its command is in the engine process. The last line
+is the same as JSON.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from model.messages import (
+from model.protocol.messages import (
     Cancel,
     Configure,
     Finished,
@@ -37,7 +37,7 @@ from model.messages import (
     Generate,
     Ready,
     Started,
-    Step,
+    StepReport,
     Token,
     Unpacker,
     command_decoder,
@@ -97,7 +97,7 @@ class FakeEngine:
             case Cancel():
                 self._left.pop(command.id, None)
 
-    def _step(self) -> Step:
+    def _step(self) -> StepReport:
         tokens = [Token(id, 11, TEXT) for id in self._left]
         self._left = {id: left - 1 for id, left in self._left.items()}
         ended = [id for id, left in self._left.items() if not left]
@@ -105,7 +105,7 @@ class FakeEngine:
             del self._left[id]
         started, self._started = self._started, []
         finished = [Finished(id, "length") for id in ended]
-        return Step(Gauges(len(self._left)), started, tokens, finished)
+        return StepReport(Gauges(len(self._left)), started, tokens, finished)
 
 
 # ---- the API process
@@ -113,10 +113,10 @@ class FakeEngine:
 
 def serve(port: int, pace: float) -> None:
     from app import start
-    from app.engine_link import EngineLink
+    from app.processes.engine_client import EngineClient
     from app.settings import Settings
 
-    EngineLink.command = [sys.executable, "-m", "bench.api", "--engine", "--pace", str(pace)]
+    EngineClient.command = [sys.executable, "-m", "bench.api", "--engine", "--pace", str(pace)]
     start.run(Settings(port=port, log_level="warning"))
 
 
@@ -164,7 +164,7 @@ def _ready(port: int) -> bool:
 
 
 @dataclass(slots=True)
-class Stream:
+class BenchStream:
     """One POST /generate, read from a plain socket."""
 
     socket: socket.socket
@@ -192,8 +192,8 @@ class Stream:
         return not ended
 
 
-def open_stream(port: int) -> Stream:
-    return Stream(socket.create_connection(("127.0.0.1", port)))
+def open_stream(port: int) -> BenchStream:
+    return BenchStream(socket.create_connection(("127.0.0.1", port)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +255,7 @@ def _is_past(moment: float) -> bool:
     return time.monotonic() >= moment
 
 
-def _sample(server: Server, readers: list[Stream]) -> Sample:
+def _sample(server: Server, readers: list[BenchStream]) -> Sample:
     return Sample(
         time.monotonic(),
         server.cpu(),

@@ -11,7 +11,7 @@ import msgspec
 from bench.figures import BenchError, Figures
 from bench.load import Load
 from bench.server import Flags, as_arguments
-from model.messages import Ready
+from model.protocol.messages import Ready
 
 
 class BareRun(msgspec.Struct, frozen=True):
@@ -33,7 +33,7 @@ def bare_engine(flags: Flags) -> Iterator["BareEngine"]:
         [sys.executable, "-P", "-m", "bench.engine", "--pipe", *as_arguments(flags)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ,  # as app/engine_link.py does
+        env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ,  # as app/processes/engine_client.py does
     )
     with process:
         try:

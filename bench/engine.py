@@ -17,24 +17,24 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.engine_link import configuration
-from app.options import load as load_settings
-from app.options import with_options
+from app.cli.options import with_options
+from app.processes.engine_client import configuration
 from app.settings import EngineSettings
+from app.settings import load as load_settings
 from bench.bandwidth import read_bandwidth
 from bench.bare import BareRun
 from bench.figures import Answer, BenchError, figures
 from bench.load import Load
 from bench.server import compile_kernels
-from model.config import ModelConfig
+from model.checkpoints.checkpoint import open_checkpoint
+from model.checkpoints.config import ModelConfig
+from model.checkpoints.hub import resolve
+from model.decoder.kv_cache import BLOCK_SIZE
 from model.engine import Engine
-from model.kv_cache import BLOCK_SIZE
-from model.loading.checkpoint import open_checkpoint
-from model.loading.hub import resolve
-from model.messages import Generate, Ready, Step
 from model.process import load as load_engine
-from model.sampling import SamplingParams
-from model.tokenizer import Tokenizer
+from model.protocol.messages import Generate, Ready, StepReport
+from model.protocol.sampling_params import SamplingParams
+from model.text.tokenizer import Tokenizer
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
@@ -67,7 +67,7 @@ class Bare:
         read = self._weight_bytes + positions * self._kv_bytes
         return BareRun(figures(list(answers.values())), seconds * 1000, read)
 
-    def _closed_loop(self, load: Load) -> tuple[dict[str, Answer], list[tuple[float, Step]]]:
+    def _closed_loop(self, load: Load) -> tuple[dict[str, Answer], list[tuple[float, StepReport]]]:
         """As a server's streams do it: whoever is served asks again. Steps with their ends."""
         params = SamplingParams(
             max_tokens=load.new_tokens, seed=0, temperature=0.0, ignore_eos=True
@@ -100,7 +100,7 @@ class Bare:
 
 
 def _decode_steps(
-    answers: dict[str, Answer], steps: list[tuple[float, Step]], batch: int
+    answers: dict[str, Answer], steps: list[tuple[float, StepReport]], batch: int
 ) -> list[tuple[float, int]]:
     """(seconds, positions read) of each step in which the whole batch only decoded."""
     made = dict.fromkeys(answers, 0)

@@ -7,7 +7,7 @@ from statistics import median
 import msgspec
 import numpy as np
 
-from app.client import TickertapeError
+from tickertape.client import TickertapeError
 
 
 class BenchError(TickertapeError):

@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from app.own_redis import own_redis
+from app.cluster.local_redis import own_redis
 from bench.generator import run
 from bench.load import Load
 from bench.server import Flags, compile_kernels, serving

@@ -10,7 +10,7 @@ import argparse
 import gzip
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,20 +23,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.server import compile_kernels
-from model import families, processors
-from model.attention import Group, StepContext, additive_mask, visible
+from model import processors
 from model.backends import NativeBackend, choose
-from model.detokenizer import Detokenizer
-from model.kv_cache import BLOCK_SIZE, KVCache
-from model.linear import Precision, resolve_precision
-from model.loading.checkpoint import Checkpoint, open_checkpoint
-from model.loading.hub import DEFAULT_MODEL, resolve
+from model.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from model.checkpoints.hub import DEFAULT_MODEL, resolve
+from model.decoder import families
+from model.decoder.attention import Group, StepContext, additive_mask, visible
+from model.decoder.kv_cache import BLOCK_SIZE, KVCache
+from model.decoder.linear import Precision, resolve_precision
+from model.decoder.weights import Weights
 from model.native.runner import NativeRunner
-from model.request import Request
-from model.sampling import SamplingParams
-from model.scheduler import Chunk
-from model.tokenizer import Tokenizer
-from model.weights import Weights
+from model.protocol.sampling_params import SamplingParams
+from model.scheduling.scheduler import Chunk
+from model.scheduling.sequence import Sequence
+from model.text.detokenizer import Detokenizer
+from model.text.tokenizer import Tokenizer
 
 TEXT = Path(__file__).parent / "data" / "python_reference.txt.gz"
 WINDOW = 512
@@ -47,7 +48,7 @@ CPU = torch.device("cpu")
 class EveryPosition(Protocol):
     """Token ids (T) -> the logits (T, vocabulary) in float32 after each of them, no past before."""
 
-    def __call__(self, token_ids: Sequence[int]) -> Tensor: ...
+    def __call__(self, token_ids: list[int]) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class PlainDecoder:
         self._heads_per_key = config.num_heads // config.num_kv_heads
 
     @torch.inference_mode()
-    def __call__(self, token_ids: Sequence[int]) -> Tensor:
+    def __call__(self, token_ids: list[int]) -> Tensor:
         hidden = self._decoder.hidden(torch.tensor(token_ids), self._context(len(token_ids)))
         return self._decoder.logits(hidden)
 
@@ -107,12 +108,18 @@ class NativeDecoder:
             threads=processors.usable(),
         )
 
-    def __call__(self, token_ids: Sequence[int]) -> Tensor:
+    def __call__(self, token_ids: list[int]) -> Tensor:
         params = SamplingParams(max_tokens=1, seed=0)
-        request = Request("window", list(token_ids), params, Detokenizer(None), arrived=0.0)  # type: ignore[arg-type]
-        request.block_table = self._blocks
+        sequence = Sequence(
+            token_ids=list(token_ids),
+            params=params,
+            id="window",
+            detokenizer=Detokenizer(None),  # type: ignore[arg-type]
+            arrived=0.0,
+        )
+        sequence.block_table = self._blocks
         count = len(token_ids)
-        return self._runner.compute([Chunk(request, 0, count)], range(count)).rows
+        return self._runner.compute([Chunk(sequence, 0, count)], range(count)).rows
 
 
 def decoder(checkpoint: Checkpoint, name: str) -> EveryPosition:
@@ -129,7 +136,7 @@ def windows(tokenizer: Tokenizer, count: int = WINDOWS) -> list[list[int]]:
     return [token_ids[WINDOW * n : WINDOW * (n + 1)] for n in range(count)]
 
 
-def perplexity(logits_of: EveryPosition, windows: Iterable[Sequence[int]]) -> float:
+def perplexity(logits_of: EveryPosition, windows: Iterable[list[int]]) -> float:
     """exp of the mean negative log-likelihood of every token but the first of each window."""
     total, count = 0.0, 0
     for token_ids in windows:

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from app.options import with_options
+from app.cli.options import with_options
 from app.settings import EngineSettings
 from bench import scenarios
 from bench.bare import bare_engine

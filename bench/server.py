@@ -33,7 +33,7 @@ class Server:
 
 def compile_kernels() -> None:
     """Compile them where it is possible: what serves until then is not to be measured."""
-    if library.obstacle() is None and library.cached() is None:
+    if library.why_unavailable() is None and library.cached() is None:
         library.compile()
 
 

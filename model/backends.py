@@ -6,16 +6,16 @@ from typing import Protocol
 
 import torch
 
-from model import families
-from model.config import ModelConfig
-from model.kv_cache import KVCache, bytes_per_block
-from model.linear import Precision, resolve_precision
-from model.loading.checkpoint import Checkpoint
+from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.config import ModelConfig
+from model.decoder import families
+from model.decoder.kv_cache import KVCache, bytes_per_block
+from model.decoder.linear import Precision, resolve_precision
+from model.decoder.runner import Runner, TorchRunner
+from model.decoder.weights import Weights
 from model.native import library
 from model.native.runner import NativeRunner, unsupported
 from model.native.runner import bytes_per_block as native_bytes_per_block
-from model.runner import Runner, TorchRunner
-from model.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TorchBackend:
-    """Torch on a device, in one of the precisions of model/linear.py."""
+    """Torch on a device, in one of the precisions of model/decoder/linear.py."""
 
     precision: Precision
     device: torch.device
@@ -92,7 +92,7 @@ class NativeBackend:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class BackendSelection:
     """The backend to begin with, and why not the compiled one, if that was asked for.
 
     `pending`: the kernels could serve this model, but must be compiled first.
@@ -103,16 +103,20 @@ class Choice:
     note: str | None = None
 
 
-def choose(dtype: str, config: ModelConfig, device: torch.device) -> Choice:
+def choose(dtype: str, config: ModelConfig, device: torch.device) -> BackendSelection:
     """The fastest way to compute `config` in precision `dtype` on this machine."""
     plain = TorchBackend(resolve_precision(dtype, device), device)
     if dtype not in ("auto", "int8") or device.type != "cpu":
-        return Choice(plain)
-    obstacle = library.obstacle() or unsupported(config)
-    if obstacle:
-        return Choice(plain, note=f"the compiled kernels are not used: {obstacle}; torch is slower")
+        return BackendSelection(plain)
+    reason = library.why_unavailable() or unsupported(config)
+    if reason:
+        return BackendSelection(
+            plain, note=f"the compiled kernels are not used: {reason}; torch is slower"
+        )
     found = library.find()
     if found.path:
-        return Choice(NativeBackend(found.path), note=found.fault)
+        return BackendSelection(NativeBackend(found.path), note=found.fault)
     note = "compiling kernels for this processor, once"
-    return Choice(plain, pending=True, note=f"{found.fault}; {note}" if found.fault else note)
+    return BackendSelection(
+        plain, pending=True, note=f"{found.fault}; {note}" if found.fault else note
+    )

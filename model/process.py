@@ -1,7 +1,7 @@
 """The engine process: `python -m model.process FD`, FD one end of a socket pair.
 
-The first frame is Configure; the answer is Ready or Failed. Then commands come in, and one Step
-goes out per step of the batch. When the other end closes, the process is gone at once.
+The first frame is Configure; the answer is Ready or Failed. Then commands come in, and one
+StepReport goes out per step of the batch. When the other end closes, the process ends at once.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ import msgspec
 import torch
 
 from model import processors
-from model.backends import Backend, Choice, NativeBackend, Sizes, choose
-from model.block_pool import BlockPool
-from model.config import ModelConfig
+from model.backends import Backend, BackendSelection, NativeBackend, Sizes, choose
+from model.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from model.checkpoints.config import ModelConfig
+from model.decoder.kv_cache import BLOCK_SIZE
+from model.decoder.runner import Runner
 from model.engine import Engine
-from model.errors import ModelLoadError
-from model.guide import Guides
-from model.kv_cache import BLOCK_SIZE
-from model.loading.checkpoint import Checkpoint, open_checkpoint
-from model.messages import (
+from model.native import library
+from model.protocol.errors import ModelLoadError
+from model.protocol.messages import (
     Cancel,
     Command,
     Configure,
@@ -38,14 +38,14 @@ from model.messages import (
     Pause,
     Ready,
     Report,
-    Resume,
     Unpacker,
+    Unpause,
     command_decoder,
     pack,
 )
-from model.native import library
-from model.runner import Runner
-from model.scheduler import Scheduler
+from model.sampling.grammar_matcher import GrammarCompiler
+from model.scheduling.block_pool import BlockPool
+from model.scheduling.scheduler import Scheduler
 
 
 class Link:
@@ -53,7 +53,7 @@ class Link:
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
-        self._inbox: queue.SimpleQueue[Command | Upgrade] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Command | RunnerSwap] = queue.SimpleQueue()
         self._sending = threading.Lock()
         threading.Thread(target=self._receive, daemon=True).start()
 
@@ -75,14 +75,14 @@ class Link:
         except ConnectionError:
             os._exit(0)
 
-    def post(self, upgrade: "Upgrade") -> None:
+    def post(self, swap: "RunnerSwap") -> None:
         """Put something in front of the engine as if it had come in."""
-        self._inbox.put(upgrade)
+        self._inbox.put(swap)
 
-    def wait(self) -> "Command | Upgrade":
+    def wait(self) -> "Command | RunnerSwap":
         return self._inbox.get()
 
-    def arrived(self) -> "list[Command | Upgrade]":
+    def arrived(self) -> "list[Command | RunnerSwap]":
         """What has come in by now, in order; does not wait."""
         commands = []
         while not self._inbox.empty():
@@ -95,12 +95,12 @@ class Model:
     """What `load` decided on, kept for a later switch to the compiled kernels."""
 
     checkpoint: Checkpoint
-    choice: Choice
+    selection: BackendSelection
     sizes: Sizes
 
 
 @dataclass(frozen=True, slots=True)
-class Upgrade:
+class RunnerSwap:
     """The kernels were compiled while torch served: go on with this runner."""
 
     runner: Runner
@@ -114,9 +114,9 @@ def load(options: Configure) -> tuple[Engine, Ready, Model]:
     checkpoint = open_checkpoint(Path(options.model_path))
     tokenizer = checkpoint.tokenizer()
     config = replace(checkpoint.config, eos_token_ids=tokenizer.end_ids)
-    guides = Guides(tokenizer, config)  # ready before anybody waits for tokens
-    choice = choose(options.dtype, config, device)
-    num_blocks = _num_blocks(options, config, choice.backend, device)
+    grammars = GrammarCompiler(tokenizer, config)  # ready before anybody waits for tokens
+    selection = choose(options.dtype, config, device)
+    num_blocks = _num_blocks(options, config, selection.backend, device)
     sizes = Sizes(
         num_blocks=num_blocks,
         max_step_tokens=options.max_step_tokens,
@@ -126,7 +126,7 @@ def load(options: Configure) -> tuple[Engine, Ready, Model]:
     )
     # Of its own accord torch leaves out the second processor of a core.
     torch.set_num_threads(options.threads or min(sizes.threads, torch.get_num_threads()))
-    runner = choice.backend.build(checkpoint, sizes)
+    runner = selection.backend.build(checkpoint, sizes)
     pool = BlockPool(num_blocks, BLOCK_SIZE)
     engine = Engine(
         Scheduler(
@@ -139,22 +139,22 @@ def load(options: Configure) -> tuple[Engine, Ready, Model]:
         runner,
         tokenizer,
         config.eos_token_ids,
-        guides,
+        grammars,
     )
     ready = Ready(
-        dtype=choice.backend.dtype,
+        dtype=selection.backend.dtype,
         device=device.type,
         max_model_len=sizes.max_model_len,
         kv_blocks_total=num_blocks,
         load_seconds=time.monotonic() - began,
         torch_version=str(torch.__version__),
         weight_bytes=runner.weight_bytes,
-        note=choice.note,
+        note=selection.note,
         kv_tokens=num_blocks * BLOCK_SIZE,
-        kv_bytes=num_blocks * choice.backend.bytes_per_block(config),
+        kv_bytes=num_blocks * selection.backend.bytes_per_block(config),
         threads=sizes.threads,
     )
-    return engine, ready, Model(checkpoint, choice, sizes)
+    return engine, ready, Model(checkpoint, selection, sizes)
 
 
 def compile_and_switch(link: Link, model: Model, ready: Ready) -> None:
@@ -175,7 +175,7 @@ def compile_and_switch(link: Link, model: Model, ready: Ready) -> None:
         note=note,
         kv_bytes=model.sizes.num_blocks * backend.bytes_per_block(model.checkpoint.config),
     )
-    link.post(Upgrade(runner, now))
+    link.post(RunnerSwap(runner, now))
 
 
 def _num_blocks(
@@ -213,7 +213,7 @@ def serve(engine: Engine, link: Link) -> None:
     while True:
         commands = link.arrived() if engine.has_work else [link.wait(), *link.arrived()]
         for command in commands:
-            if isinstance(command, Upgrade):
+            if isinstance(command, RunnerSwap):
                 engine.switch(command.runner)
                 link.send(command.ready)
             else:
@@ -229,8 +229,8 @@ def obey(engine: Engine, command: Command) -> None:
             engine.cancel(id)
         case Pause(id):
             engine.pause(id)
-        case Resume(id):
-            engine.resume(id)
+        case Unpause(id):
+            engine.unpause(id)
         case Configure():
             raise ValueError("the engine is configured already")
 
@@ -254,7 +254,7 @@ def main(fd: int) -> None:
         link.send(Failed(str(error)))
         return
     link.send(ready)
-    if model.choice.pending:
+    if model.selection.pending:
         threading.Thread(target=compile_and_switch, args=(link, model, ready), daemon=True).start()
     del model  # and with it the mapped file, whose pages count as this process's memory
     _give_back_memory()

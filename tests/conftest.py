@@ -3,7 +3,7 @@
 import os
 import signal
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as app/engine_link.py does; before torch
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine client does; before torch
 if "PYTEST_XDIST_WORKER" in os.environ:  # two at a time already share the processors
     os.environ |= {"OMP_NUM_THREADS": "1", "TICKERTAPE_THREADS": "1"}
 
@@ -14,12 +14,15 @@ import httpx
 import hypothesis
 import pytest
 
-from model.loading.checkpoint import Checkpoint, open_checkpoint
-from model.loading.hub import DEFAULT_MODEL, resolve
+from model.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from model.checkpoints.hub import DEFAULT_MODEL, resolve
 from model.native import library
-from model.tokenizer import Tokenizer
+from model.text.tokenizer import Tokenizer
 from tests.server import RunningServer, running
 from tests.speed import Promised, patience, slowness
+from tests.tiny import tiny_llama
+
+HEADER_TIMEOUT = 2.0  # seconds, of the tiny server
 
 # A deadline of hypothesis is an absolute time: a slow machine would fail, and call it flaky.
 hypothesis.settings.register_profile("any machine", deadline=None)
@@ -36,7 +39,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--fuzz", type=int, default=300, help="requests of tests/e2e/test_fuzz.py")
     parser.addoption(
-        "--generations", type=int, default=50, help="of tests/model/test_grammar.py, 50 schemas"
+        "--generations",
+        type=int,
+        default=50,
+        help="of tests/model/text/test_grammar.py, 50 schemas",
     )
     parser.addoption(
         "--cluster", action="store_true", help="tests/e2e/test_cluster.py, which needs Ray"
@@ -90,7 +96,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _compiled() -> None:
     """No server of a test shall change its arithmetic in the middle: the kernels come first."""
-    if library.obstacle() is None and library.cached() is None:
+    if library.why_unavailable() is None and library.cached() is None:
         library.compile()
 
 
@@ -136,3 +142,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 async def http(server: RunningServer) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(base_url=server.url, timeout=patience(60)) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_model: Path) -> Iterator[RunningServer]:
+    """Cheap to start, and shared by all tests that leave it well."""
+    flags = ("--model", str(tiny_model), "--header-timeout", str(HEADER_TIMEOUT))
+    with running(tiny_model / "log", *flags) as server:
+        yield server
+        assert server.stop() == 0, server.log.read_text()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -132,3 +133,18 @@ async def read_stream(response: httpx.Response) -> AsyncIterator[Frame]:
             block, _, buffer = buffer.partition("\n\n")
             yield _frame(block)
     assert buffer == "", "the stream ended inside a frame"
+
+
+async def line_with(server: RunningServer, **wanted: Any) -> dict[str, Any]:
+    """The one line of the log that says this, once it is there. Raises TimeoutError.
+
+    A line about a request is written after its answer, so no test may look for it only once.
+    """
+    async with asyncio.timeout(patience(10)):
+        while True:
+            lines = map(json.loads, server.log.read_text().rpartition("\n")[0].splitlines())
+            found = [line for line in lines if wanted.items() <= line.items()]
+            if found:
+                assert len(found) == 1
+                return found[0]
+            await asyncio.sleep(0.01)

@@ -13,14 +13,14 @@ import typer
 from app.cli.chat_commands import ChatCommands, Leave
 from app.cli.conversation import Conversation, ConversationError
 from app.cli.line_editor import LineEditor
+from app.cli.options import ApiKey, Url, with_options, with_sampling
 from app.cli.source import named, source
 from app.cli.terminal import Typed, ends_as_a_shell_expects, note, notes, say, type_text, waiting
-from app.client import Client, Options, TickertapeError
-from app.options import ApiKey, Url, with_options, with_sampling
 from app.settings import EngineSettings
+from tickertape.client import Client, Options, TickertapeError
 
 if TYPE_CHECKING:
-    from app.local import LocalModel
+    from app.local_model import LocalModel
 
 
 @with_options(EngineSettings)

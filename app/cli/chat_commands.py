@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from app.cli import conversation as files
 from app.cli.conversation import Conversation, ConversationError
-from app.client import Options
-from app.options import SAMPLING, sampling_field
+from app.cli.options import SAMPLING, sampling_field
+from tickertape.client import Options
 
 HELP = """\
 /help                 show this list

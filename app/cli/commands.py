@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
-from app import standard_streams
-from app.cli import chat, completion, generate, models, ps, pull, serve, show
+from app.cli import chat, completion, generate, models, ps, pull, serve, show, standard_streams
 from app.cli.terminal import say
-from app.client import TickertapeError
-from app.listening import AddressError
-from app.options import SettingsError
-from model.errors import ModelLoadError
+from app.settings import SettingsError
+from app.sockets.listening import AddressError
+from model.protocol.errors import ModelLoadError
+from tickertape.client import TickertapeError
 
 app = typer.Typer(
     name="tickertape",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from app.client import Options
+from tickertape.client import Options
 
 _FORMAT = "tickertape chat 1"
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.options import ApiKey, Url, with_options, with_sampling
 from app.cli.source import named, source
 from app.cli.terminal import Typed, run, waiting
-from app.client import Options
-from app.options import ApiKey, SettingsError, Url, with_options, with_sampling
-from app.settings import EngineSettings
+from app.settings import EngineSettings, SettingsError
+from tickertape.client import Options
 
 
 @with_options(EngineSettings)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.cli.terminal import note, print_table, size
-from model.errors import ModelLoadError
+from model.protocol.errors import ModelLoadError
 
 # Of families that are implemented, small enough for a processor. About what the hub has to send.
 _KNOWN = {
@@ -37,7 +37,7 @@ def models() -> None:
 
 
 def _built_in() -> Iterator[Row]:
-    from model.loading.hub import DEFAULT_MODEL, resolve
+    from model.checkpoints.hub import DEFAULT_MODEL, resolve
 
     try:
         path = resolve(DEFAULT_MODEL)
@@ -48,7 +48,7 @@ def _built_in() -> Iterator[Row]:
 
 
 def _pulled() -> Iterator[Row]:
-    from model.loading.pulled import all_pulled
+    from model.checkpoints.pulled import all_pulled
 
     for path in all_pulled():
         yield path.name, "pulled", size(size_of(path)), family(path)
@@ -56,7 +56,7 @@ def _pulled() -> Iterator[Row]:
 
 def _cached() -> Iterator[Row]:
     """A repository of GGUF files has a model in each of them."""
-    from model.loading.hub import cached
+    from model.checkpoints.hub import cached
 
     for name, snapshot, nbytes in cached():
         files = [] if (snapshot / "config.json").exists() else sorted(snapshot.glob("*.gguf"))
@@ -68,7 +68,7 @@ def _cached() -> Iterator[Row]:
 
 def family(path: Path) -> str:
     """The model's family, or in one sentence why it cannot be served."""
-    from model.loading.checkpoint import open_checkpoint
+    from model.checkpoints.checkpoint import open_checkpoint
 
     try:
         return open_checkpoint(path).config.family

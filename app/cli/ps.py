@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from app.cli.options import ApiKey, ServerUrl
 from app.cli.terminal import note, print_table, run
-from app.client import Client
-from app.options import ApiKey, ServerUrl
+from tickertape.client import Client
 
 _HEAD = ("TAPE", "STATUS", "PROMPT", "TOKENS", "TOKENS/S", "READERS", "AGE")
 

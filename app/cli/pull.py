@@ -8,8 +8,8 @@ import typer
 
 from app.cli.models import size_of
 from app.cli.terminal import ends_as_a_shell_expects, note, notes, size, type_text
-from app.options import SettingsError
-from model.errors import ModelLoadError
+from app.settings import SettingsError
+from model.protocol.errors import ModelLoadError
 
 
 def pull(
@@ -31,8 +31,8 @@ def pull(
 def _from_file(url: str) -> tuple[str, Path]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from model.loading.checkpoint import open_checkpoint
-    from model.loading.pulled import Copy
+    from model.checkpoints.checkpoint import open_checkpoint
+    from model.checkpoints.pulled import Copy
 
     source = _path_of(url)
     open_checkpoint(source)  # refused before anything is copied
@@ -62,9 +62,9 @@ def _path_of(url: str) -> Path:
 
 
 def _from_hub(model: str) -> tuple[str, Path]:
-    from model.config import ModelConfig
-    from model.loading.checkpoint import open_checkpoint
-    from model.loading.hub import download, hub_config, is_on_hub, resolve
+    from model.checkpoints.checkpoint import open_checkpoint
+    from model.checkpoints.config import ModelConfig
+    from model.checkpoints.hub import download, hub_config, is_on_hub, resolve
 
     if not is_on_hub(model):
         return model, resolve(model)

@@ -5,8 +5,8 @@ from typing import Any
 
 import typer
 
-from app.options import load, with_options
-from app.settings import ClusterSettings, Settings
+from app.cli.options import with_options
+from app.settings import ClusterSettings, Settings, load
 
 
 @with_options(Settings)
@@ -20,7 +20,7 @@ def serve(flags: dict[str, Any]) -> None:
 @with_options(ClusterSettings)
 def cluster(flags: dict[str, Any]) -> None:
     """Serve a model by several replicas on Ray Serve, with Redis for the tapes."""
-    from app.cluster import run
+    from app.cluster.deploy import run
 
     run(partial(load, ClusterSettings, flags))
 

@@ -12,9 +12,9 @@ from app.cli.models import size_of
 from app.cli.terminal import ends_as_a_shell_expects, print_table, size, type_text
 
 if TYPE_CHECKING:
-    from model.config import ModelConfig
-    from model.loading.checkpoint import Checkpoint
-    from model.loading.stored import StoredTensor
+    from model.checkpoints.checkpoint import Checkpoint
+    from model.checkpoints.config import ModelConfig
+    from model.checkpoints.stored import StoredTensor
 
 _FIRST_CONTEXT = 2048
 
@@ -23,8 +23,8 @@ def show(
     model: Annotated[str, typer.Argument(help="A name of `tickertape models`, or a path.")],
 ) -> None:
     """Show a model: header, chat template, types of its tensors, and the memory it takes."""
-    from model.loading.checkpoint import open_checkpoint
-    from model.loading.hub import resolve
+    from model.checkpoints.checkpoint import open_checkpoint
+    from model.checkpoints.hub import resolve
 
     path = resolve(model)
     checkpoint = open_checkpoint(path)
@@ -81,7 +81,7 @@ def _by_type(tensors: "list[StoredTensor]") -> Iterator[tuple[str, ...]]:
 
 
 def _print_memory(config: "ModelConfig", tensors: "list[StoredTensor]") -> None:
-    from model.memory import PRECISIONS, kv_bytes_per_token, weight_bytes
+    from model.checkpoints.memory_estimate import PRECISIONS, kv_bytes_per_token, weight_bytes
 
     weights = {precision: weight_bytes(tensors, precision) for precision in PRECISIONS}
     rows = [

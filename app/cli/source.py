@@ -2,18 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
-from app.client import Client
-from app.options import SettingsError, load
-from app.settings import EngineSettings
+from app.settings import EngineSettings, SettingsError, load
+from tickertape.client import Client
 
 if TYPE_CHECKING:
-    from app.local import LocalModel
+    from app.local_model import LocalModel
 
 
 def source(url: str | None, api_key: str | None, flags: dict[str, Any]) -> "Client | LocalModel":
     """To be entered with `async with`. Raises SettingsError for flags of the other."""
     if url is None:
-        from app.local import LocalModel
+        from app.local_model import LocalModel
 
         return LocalModel(load(EngineSettings, flags))
     if ignored := [

@@ -1,0 +1,1 @@
+"""A generation is a log, its tape; connections only read it."""

@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from app.errors import APIError, out_of_range
-from app.tapes.plan import Plan, Terms
+from app.tapes.plan import Plan, ReaderPolicy
 from app.tapes.recipe import Recipe, Turn
-from app.tapes.tape import Claim, Entry, Tape
-from model.messages import FinishReason, ids_of
-from model.sampling import SamplingParams
+from app.tapes.tape import Entry, IdempotencyClaim, Tape
+from model.protocol.messages import FinishReason, ids_of
+from model.protocol.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ class Fork:
         entries: Sequence[Entry],
         *,
         client: str,
-        terms: Terms,
-        claim: Claim | None,
+        policy: ReaderPolicy,
+        claim: IdempotencyClaim | None,
     ) -> Plan:
         """What the fork is to hold, after these `entries`. Raises APIError."""
         turn = _turn_at(recipe, self.after)
@@ -73,7 +73,7 @@ class Fork:
         return Plan(
             prompts,
             self._params(recipe, turn),
-            terms,
+            policy,
             n=recipe.n,
             priority=recipe.priority,
             salt=recipe.salt,

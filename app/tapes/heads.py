@@ -4,9 +4,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Final
-
-from app.schemas.native import MarkKind
+from typing import Final, Literal
 
 _KEPT: Final = 64  # marks of a tape, the newest
 
@@ -19,6 +17,9 @@ class Head:
 
     entry: int = 0
     reader: int = field(default_factory=lambda: next(_numbers))
+
+
+MarkKind = Literal["resume", "leave", "pause", "engine"]
 
 
 @dataclass(frozen=True, slots=True)

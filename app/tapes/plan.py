@@ -3,59 +3,51 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
-from app.schemas.sampling import OnDisconnect
 from app.tapes.recipe import Recipe, Turn
 from app.tapes.sizes import size_of
-from app.tapes.tape import Choice, Claim
-from model.messages import Generate, id_array
-from model.sampling import SamplingParams
+from app.tapes.tape import Choice, IdempotencyClaim
+from model.protocol.messages import Generate, id_array
+from model.protocol.sampling_params import SamplingParams
+
+# What to do when a stream's last reader leaves.
+OnDisconnect = Literal["pause", "abort", "continue"]
 
 _TOKEN: Final = 36  # bytes of a number in a list
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What holds for a tape beside its generation.
-
-    Times are in seconds: `grace` that a paused generation waits for a reader, `timeout` from its
-    beginning to its end, `queue_timeout` to its first step. None is no limit.
-    """
+class ReaderPolicy:
+    """How long a tape waits for its readers, and they for it. None is no limit."""
 
     on_disconnect: OnDisconnect = "pause"
-    grace: float = 10.0
-    timeout: float | None = None
-    queue_timeout: float | None = None
+    grace: float = 10.0  # seconds that a paused generation waits for a reader
+    timeout: float | None = None  # seconds from its beginning to its end
+    queue_timeout: float | None = None  # seconds from its beginning to its first step
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a tape is to hold: `n` choices for each prompt, in order.
+    """What a tape is to hold: choices for each prompt, in order."""
 
-    `client` is whose share of the server it counts towards: `owner`, or else an address. Of its
-    tapes, lower `priority` goes first. Only tapes with the same `salt` share cached prefixes.
-    `owner` is the API key that may read it, as app/security.py names it. `origin` is what the
-    surface that began the tape needs to tell of it later, in JSON's types. `created` is in seconds
-    since 1970. Of a fork, the first `forked_at` entries are copies of those of the tape `parent`.
-    """
-
-    prompts: list[list[int]]
+    prompts: list[list[int]]  # token ids
     params: SamplingParams
-    terms: Terms = Terms()
-    n: int = 1
-    priority: int = 0
-    salt: str = ""
-    owner: str = ""
-    client: str = ""
-    claim: Claim | None = None
-    origin: Mapping[str, Any] | None = None
-    created: float = field(default_factory=time.time)
-    parent: str = ""
+    policy: ReaderPolicy = ReaderPolicy()
+    n: int = 1  # choices for each prompt
+    priority: int = 0  # of one client's tapes, lower goes first
+    salt: str = ""  # cached prefixes are shared only between tapes with the same
+    owner: str = ""  # the API key that may read it, as app/guard/api_keys.py names it
+    client: str = ""  # whose share of the server it counts towards: `owner`, or else an address
+    claim: IdempotencyClaim | None = None
+    # What the dialect needs later to describe the response, in JSON's types.
+    response_context: Mapping[str, Any] | None = None
+    created: float = field(default_factory=time.time)  # seconds since 1970
+    parent: str = ""  # of a fork: the tape whose first `forked_at` entries it has copied
     forked_at: int = 0
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)  # later turns of a conversation
 
     @property
     def size(self) -> int:

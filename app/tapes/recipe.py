@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import msgspec
 
 from app.tapes.sizes import size_of
-from model.sampling import SamplingParams
+from model.protocol.sampling_params import SamplingParams
 
 
 class Turn(msgspec.Struct, frozen=True, array_like=True):

@@ -10,17 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from app.engine_link import Event
 from app.errors import APIError, try_later
+from app.processes.engine_client import Event
+from app.tapes.engine_recovery import EngineRecovery
 from app.tapes.heads import Mark
 from app.tapes.observer import Observer
-from app.tapes.plan import Plan, Terms, sequence_of
-from app.tapes.recovery import Recovery
+from app.tapes.plan import Plan, ReaderPolicy, sequence_of
+from app.tapes.retry_after import RetryAfterEstimator
 from app.tapes.seats import NOTHING, Held, Seats
-from app.tapes.store import TapeStore
-from app.tapes.tape import FEW, Beginning, Claim, Tape
-from app.tapes.turnover import Turnover
-from model.messages import Finished, FinishReason, Started, Token
+from app.tapes.stores.base import TapeStore
+from app.tapes.tape import FEW, Beginning, IdempotencyClaim, Tape
+from model.protocol.messages import Finished, FinishReason, Started, Token
 
 logger = logging.getLogger("tickertape.tapes")
 
@@ -32,7 +32,7 @@ class _Recording:
     """A tape that is being written, how many read it, and what will end it in time."""
 
     tape: Tape
-    terms: Terms
+    policy: ReaderPolicy
     readers: int = 0
     resumed: bool = False  # by a reader that came back
     held: Held = NOTHING  # its sequences, as its client's share was told of them
@@ -69,7 +69,7 @@ class Registry:
     `num_displaced` were cancelled while paused to make room for others.
     """
 
-    engine: Recovery
+    engine: EngineRecovery
     store: TapeStore
     max_tape_size: int
     observers: Sequence[Observer] = ()
@@ -78,7 +78,7 @@ class Registry:
     num_readers: int = 0
     num_abandoned: int = 0
     num_displaced: int = 0
-    turnover: Turnover = field(default_factory=Turnover)
+    retry_after: RetryAfterEstimator = field(default_factory=RetryAfterEstimator)
     seats: Seats = field(default_factory=Seats)
     _recordings: dict[str, _Recording] = field(default_factory=dict)
     _paused: dict[str, _Recording] = field(default_factory=dict)  # the oldest first
@@ -114,11 +114,11 @@ class Registry:
             owner=plan.owner,
             client=plan.client,
             claim=plan.claim,
-            origin=plan.origin,
+            response_context=plan.response_context,
             recipe=plan.recipe(),
             parent=plan.parent,
             forked_at=plan.forked_at,
-            confirms=self.store.confirms,
+            requires_ack=self.store.requires_ack,
         )
         kept = await self.store.add(tape, plan)
         if kept is not tape:
@@ -127,10 +127,10 @@ class Registry:
             tape.begin_as(parent, beginning)
             self.store.wrote(tape)
         tape.plan_size = plan.size
-        recording = self._recordings[tape.id] = _Recording(tape, plan.terms)
+        recording = self._recordings[tape.id] = _Recording(tape, plan.policy)
         self._seat(recording)
         self._start_timers(recording, passed=0.0)
-        self.turnover.begin(self.num_active, recording.num_unfinished)
+        self.retry_after.begin(self.num_active, recording.num_unfinished)
         for observer in self.observers:
             observer.began(tape)
         self._submit(recording, plan)
@@ -142,14 +142,14 @@ class Registry:
         Without a reader it waits for one, as any that has lost its last.
         """
         tape.plan_size = plan.size
-        recording = self._recordings[tape.id] = _Recording(tape, plan.terms, readers)
+        recording = self._recordings[tape.id] = _Recording(tape, plan.policy, readers)
         self._seat(recording)
         self._start_timers(recording, passed=max(0.0, time.time() - plan.created))
-        self.turnover.begin(self.num_active, recording.num_unfinished)
+        self.retry_after.begin(self.num_active, recording.num_unfinished)
         for observer in self.observers:
             observer.began(tape)
         self._submit(recording, plan)
-        if not readers and plan.terms.on_disconnect != "continue":
+        if not readers and plan.policy.on_disconnect != "continue":
             self._pause(recording)
 
     def disown(self, tape: Tape) -> None:
@@ -161,7 +161,7 @@ class Registry:
         self._unseat(recording)
         for sequence_id in recording.unfinished:
             self.engine.cancel(sequence_id)
-            self.turnover.end()
+            self.retry_after.end()
 
     def _seat(self, recording: _Recording) -> None:
         """Count its sequences as they are now towards its client's share."""
@@ -192,15 +192,17 @@ class Registry:
 
     def _start_timers(self, recording: _Recording, passed: float) -> None:
         """`passed` seconds after the tape began."""
-        loop, terms, tape_id = asyncio.get_running_loop(), recording.terms, recording.tape.id
-        if terms.timeout is not None:
-            why = f"its timeout of {terms.timeout:g} s has passed; give it more, or ask for less"
-            left = terms.timeout - passed
+        loop, policy, tape_id = asyncio.get_running_loop(), recording.policy, recording.tape.id
+        if policy.timeout is not None:
+            why = f"its timeout of {policy.timeout:g} s has passed; give it more, or ask for less"
+            left = policy.timeout - passed
             recording.timeout = loop.call_later(left, self.cancel, tape_id, "timeout", why)
-        if terms.queue_timeout is not None and recording.tape.queue_ms is None:
-            why = f"it waited {terms.queue_timeout:g} s for a seat; try again when less is going on"
+        if policy.queue_timeout is not None and recording.tape.queue_ms is None:
+            why = (
+                f"it waited {policy.queue_timeout:g} s for a seat; try again when less is going on"
+            )
             recording.queue_timeout = loop.call_later(
-                terms.queue_timeout, self.cancel, tape_id, "timeout", why
+                policy.queue_timeout, self.cancel, tape_id, "timeout", why
             )
 
     def _record(self, recording: _Recording, index: int, event: Event) -> None:
@@ -217,7 +219,7 @@ class Registry:
             return
         self.store.wrote(tape)
         if isinstance(event, Finished):
-            self.turnover.end()
+            self.retry_after.end()
             self._seat(recording)
         if tape.end:
             self._forget(recording)
@@ -229,7 +231,7 @@ class Registry:
         del self._recordings[recording.tape.id]
         self._unseat(recording)
         recording.tape.plan_size = 0
-        self.store.shelf.live_size = self._live_sizes().total()
+        self.store.retention.live_size = self._live_sizes().total()
         self.store.finished(recording.tape)
         for observer in self.observers:
             observer.ended(recording.tape, attended=recording.readers > 0)
@@ -238,18 +240,21 @@ class Registry:
         """Raises APIError 429 when all tapes together take too much, and this client's too much of
         it. Before that finished tapes go, and paused ones of clients that have more than a share.
         """
-        sizes, shelf = self._live_sizes(), self.store.shelf
-        shelf.make_room(sizes.total())
-        while sizes.total() > shelf.budget and (victim := self._heaviest_paused(sizes)):
-            self._displace(victim, f"tapes of more than --tape-memory, {shelf.budget} bytes,")
+        sizes, retention = self._live_sizes(), self.store.retention
+        retention.make_room(sizes.total())
+        while sizes.total() > retention.budget and (victim := self._heaviest_paused(sizes)):
+            self._displace(victim, f"tapes of more than --tape-memory, {retention.budget} bytes,")
             sizes = self._live_sizes()
-        if sizes.total() > shelf.budget and sizes[client] > _share(sizes, client, shelf.budget):
+        if sizes.total() > retention.budget and sizes[client] > _share(
+            sizes, client, retention.budget
+        ):
             raise try_later(
                 429,
-                f"tapes that have not ended take more than --tape-memory, {shelf.budget} bytes, "
+                "tapes that have not ended take more than --tape-memory, "
+                f"{retention.budget} bytes, "
                 "and yours more than their share; try again when one has ended, or cancel one",
                 code="tape_memory_full",
-                seconds=self.turnover.seconds_to_a_place(),
+                seconds=self.retry_after.seconds_to_a_place(),
             )
 
     def _live_sizes(self) -> Counter[str]:
@@ -262,7 +267,7 @@ class Registry:
     def _heaviest_paused(self, sizes: Counter[str]) -> str | None:
         """The client with most bytes that has more than its share, and a paused tape."""
         clients = {one.tape.client for one in self._paused.values()}
-        budget = self.store.shelf.budget
+        budget = self.store.retention.budget
         over = [one for one in clients if sizes[one] > _share(sizes, one, budget)]
         return max(over, key=sizes.__getitem__, default=None)
 
@@ -276,7 +281,7 @@ class Registry:
                 code="too_many_readers",
             )
 
-    async def claimed(self, claim: Claim) -> Tape | None:
+    async def claimed(self, claim: IdempotencyClaim) -> Tape | None:
         """The tape that this very request has begun already.
 
         Raises APIError 409 when another request had its key.
@@ -299,7 +304,7 @@ class Registry:
             self.store.wrote(recording.tape)
             for sequence_id in recording.unfinished:
                 self.engine.cancel(sequence_id)
-                self.turnover.end()
+                self.retry_after.end()
             self._forget(recording)
 
     async def end(self, tape: Tape) -> None:
@@ -309,7 +314,7 @@ class Registry:
             async with asyncio.timeout(_PATIENCE):
                 await tape.ended()
 
-    def attach(self, tape: Tape) -> None:
+    def add_reader(self, tape: Tape) -> None:
         """One more reader; a paused generation goes on."""
         self.num_readers += 1
         self._readers[tape.client] += 1
@@ -317,9 +322,9 @@ class Registry:
         if tape.id in self._recordings:
             self.join(tape)
         else:
-            self.store.follow(tape)
+            self.store.subscribe(tape)
 
-    def detach(self, tape: Tape) -> None:
+    def remove_reader(self, tape: Tape) -> None:
         """One reader less; when it was the last, the tape's `on_disconnect` decides."""
         self.num_readers -= 1
         self._readers -= Counter([tape.client])
@@ -327,7 +332,7 @@ class Registry:
         if tape.id in self._recordings:
             self.leave(tape)
         else:
-            self.store.unfollow(tape)
+            self.store.unsubscribe(tape)
 
     def join(self, tape: Tape) -> None:
         """A reader, of this process or another, of a tape that is written here."""
@@ -343,7 +348,7 @@ class Registry:
             del self._paused[tape.id]
             self._seat(recording)
             for sequence_id in recording.unfinished:
-                self.engine.resume(sequence_id)
+                self.engine.unpause(sequence_id)
 
     def leave(self, tape: Tape) -> None:
         """One less."""
@@ -351,9 +356,9 @@ class Registry:
         if recording is None:
             return
         recording.readers -= 1
-        if recording.readers > 0 or recording.terms.on_disconnect == "continue":
+        if recording.readers > 0 or recording.policy.on_disconnect == "continue":
             return
-        if recording.terms.on_disconnect == "abort":
+        if recording.policy.on_disconnect == "abort":
             self.cancel(tape.id)
         else:
             self._pause(recording)
@@ -367,7 +372,7 @@ class Registry:
         for sequence_id in recording.unfinished:
             self.engine.pause(sequence_id)
         recording.departure = asyncio.get_running_loop().call_later(
-            recording.terms.grace, self._abandon, tape.id
+            recording.policy.grace, self._abandon, tape.id
         )
         self._paused[tape.id] = recording
         self._seat(recording)
@@ -399,7 +404,7 @@ def _share(sizes: Counter[str], client: str, whole: int) -> float:
     return whole / len(sizes.keys() | {client})
 
 
-def _same(tape: Tape, claim: Claim | None) -> Tape:
+def _same(tape: Tape, claim: IdempotencyClaim | None) -> Tape:
     """Raises APIError 409 when it is another request that has the key."""
     if tape.claim != claim:
         raise APIError(

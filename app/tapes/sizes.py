@@ -7,7 +7,7 @@ from typing import Any
 def size_of(value: Any) -> int:
     """Of a value in JSON's types, with all that is in it.
 
-    It looks at each part once; app/strict_json.py bounds how many parts a body has.
+    It looks at each part once; app/guard/strict_json.py bounds how many parts a body has.
     """
     size, left = sys.getsizeof(value), [value]
     while left:

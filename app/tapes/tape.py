@@ -14,16 +14,15 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 
-from app.schemas.native import Status
 from app.tapes.heads import Heads, Mark
 from app.tapes.recipe import Recipe
 from app.tapes.sizes import size_of
-from model.messages import (
+from model.protocol.messages import (
     Finished,
     FinishReason,
     Logprob,
@@ -32,6 +31,8 @@ from model.messages import (
     Started,
     Token,
 )
+
+Status = Literal["queued", "running", "paused", "recovering", "done"]
 
 _UNBOUNDED = 1 << 62
 _EMPTY = 1000  # bytes that a tape without entries takes
@@ -124,7 +125,7 @@ Turn = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class IdempotencyClaim:
     """The Idempotency-Key that a tape was asked for with, and a digest of what was asked."""
 
     key: str
@@ -207,52 +208,43 @@ class Tape:
     """Entries 1, 2, 3 ... without gaps; the last one is an End, whatever happened.
 
     Readers wait for what comes next; appending wakes them all and never waits for any.
-    Beyond `cap` bytes of entries the oldest go, and `entries` begins after the first `num_dropped`.
-    `progress` is what there is to say before the next entry. `origin` is what the surface that
-    began it needs to tell of it later. `client` is whose share of the server it counts towards.
-    `readers` are attached in this process. `plan_size` is about how many bytes are kept to compute
-    it, until it ends; `recipe` is kept until it is dropped, so that it can be forked. Of a fork,
-    the first `forked_at` entries are copies of those of the tape `parent`.
-
-    Readers are shown entries up to number `last`. These are all, but where a store `confirms` each
-    entry before anybody may see it: what is shown can never be lost, nor told otherwise.
     """
 
     id: str
     choices: Sequence[Choice]
-    cap: int = _UNBOUNDED
-    owner: str = ""  # the API key that it was made with, as app/security.py names it
-    client: str = ""
-    claim: Claim | None = None
-    origin: Mapping[str, Any] | None = None
-    recipe: Recipe | None = None
-    parent: str = ""
+    cap: int = _UNBOUNDED  # bytes of entries; beyond it the oldest are dropped
+    owner: str = ""  # the API key that it was made with, as app/guard/api_keys.py names it
+    client: str = ""  # whose share of the server it counts towards
+    claim: IdempotencyClaim | None = None
+    response_context: Mapping[str, Any] | None = None  # what its dialect needs to describe it later
+    recipe: Recipe | None = None  # kept for as long as the tape, so that it can be forked
+    parent: str = ""  # of a fork: the tape whose first `forked_at` entries it has copied
     forked_at: int = 0
-    confirms: bool = False
-    last: int = 0
+    requires_ack: bool = False  # whether the store confirms each entry before readers are shown it
+    last: int = 0  # the number of the newest entry that readers may be shown
     created: float = field(default_factory=time.time)  # seconds since 1970, only to be shown
     began: float = field(default_factory=time.monotonic)
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)  # those after the first `num_dropped`
     num_dropped: int = 0
-    progress: Progress | None = None
+    progress: Progress | None = None  # what there is to say before the next entry
     end: End | None = None
-    ended_at: float | None = None
+    ended_at: float | None = None  # monotonic seconds
     queue_ms: float | None = None
     paused: bool = False
-    readers: int = 0
+    readers: int = 0  # in this process
     heads: Heads = field(default_factory=Heads)
     resumes: int = 0  # readers that went on after an entry
-    plan_size: int = 0
+    plan_size: int = 0  # about how many bytes are kept to compute it, until it ends
     entries_size: int = _EMPTY
     _fixed_size: int = 0
     _page_ends: "array[int]" = field(default_factory=lambda: array("q"))  # their last entries
     _page_size: int = 0  # of the page that is not full yet
-    _first: float | None = None
+    _first: float | None = None  # when its first token came, in monotonic seconds
     _last: float | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self._fixed_size = size_of(self.origin) + _CHOICE * len(self.choices)
+        self._fixed_size = size_of(self.response_context) + _CHOICE * len(self.choices)
         if self.recipe:
             self._fixed_size += self.recipe.size
         if self.claim:
@@ -385,7 +377,7 @@ class Tape:
                 self.end, self.ended_at = item, time.monotonic()
                 self._show()
 
-    def follow(self, numbered: Iterable[tuple[int, Entry | End]]) -> None:
+    def mirror(self, numbered: Iterable[tuple[int, Entry | End]]) -> None:
         """Copy what another process writes, by its numbers.
 
         What is here already is passed over. Entries that are missing are a gap for the readers, as
@@ -467,15 +459,15 @@ class Tape:
         return not self.num_dropped and not any(entry.text.strip() for entry in self.entries)
 
     def _show(self) -> None:
-        if not self.confirms:
-            self.show(self.written)
+        if not self.requires_ack:
+            self.publish(self.written)
 
-    def show(self, last: int) -> None:
+    def publish(self, last: int) -> None:
         """Let readers have entries up to this number."""
         self.last = last
         self._wake()
 
-    def retract(self) -> None:
+    def drop_unpublished(self) -> None:
         """Forget what nobody was shown: somebody else writes this tape now."""
         unseen = self.entries[max(self.last - self.num_dropped, 0) :]
         del self.entries[len(self.entries) - len(unseen) :]
@@ -485,7 +477,7 @@ class Tape:
         self._page_size = 0  # a longer page is none the worse
         if self.last < self.written:
             self.end = self.ended_at = None
-        self.confirms = False
+        self.requires_ack = False
 
     @property
     def has_ended(self) -> bool:

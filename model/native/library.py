@@ -72,7 +72,7 @@ class Step(ctypes.Structure):
     ]
 
 
-def obstacle() -> str | None:
+def why_unavailable() -> str | None:
     """What this machine lacks to run the kernels, for a person; None when it lacks nothing."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return "it needs Linux on x86-64"

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.kv_cache import BLOCK_SIZE
-from model.logits import Logits
+from model.checkpoints.config import ModelConfig
+from model.decoder.kv_cache import BLOCK_SIZE
+from model.decoder.rope import RotaryEmbedding
+from model.decoder.weights import Weights
 from model.native import library
-from model.rope import RotaryEmbedding
-from model.scheduler import Chunk
-from model.weights import Weights
+from model.sampling.logits import Logits
+from model.scheduling.scheduler import Chunk
 
 CPU: Final = torch.device("cpu")
 
@@ -113,10 +113,10 @@ class NativeRunner:
             self._library.tickertape_copy_block(self._handle, source, target)
         ends = list(accumulate(chunk.count for chunk in chunks))
         rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples]
-        plain = [chunk.request.plain for chunk in chunks if chunk.samples]
+        plain = [chunk.sequence.argmax_only for chunk in chunks if chunk.samples]
         logits = self.compute(chunks, rows, plain)
         for chunk in chunks:
-            chunk.request.num_computed += chunk.count
+            chunk.sequence.num_computed += chunk.count
         return logits
 
     def compute(
@@ -129,7 +129,7 @@ class NativeRunner:
         Raises ValueError for a step that is larger than the sizes given at the start.
         """
         self._check(chunks, rows)
-        tables = [chunk.request.block_table for chunk in chunks]
+        tables = [chunk.sequence.block_table for chunk in chunks]
         counts = [chunk.count for chunk in chunks]
         arrays = {
             "tokens": _ints(chain.from_iterable(map(_new_tokens, chunks))),
@@ -196,7 +196,7 @@ def _ints(values: Any) -> "np.ndarray[Any, np.dtype[np.int32]]":
 
 
 def _new_tokens(chunk: Chunk) -> list[int]:
-    return chunk.request.token_ids[chunk.start : chunk.start + chunk.count]
+    return chunk.sequence.token_ids[chunk.start : chunk.start + chunk.count]
 
 
 class _Loader:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 Value = Callable[[int], bytes]  # its size in bytes, at most -> JSON
 
-# The parser's own bounds, of app/strict_json.py: just below them, a body is read.
+# The parser's own bounds, of app/guard/strict_json.py: just below them, a body is read.
 VALUES = 199_000
 PARTS = 39_000
 LONG_NUMBERS = 19_900

@@ -11,8 +11,8 @@ from typing import Any
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from app.http_limits import http_with
 from app.settings import Settings
+from app.sockets.http_protocol import http_with
 from tests.speed import patience
 
 GET = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from app.schemas.native import GenerateBody
+from app.api.native.types import GenerateBody
 from app.settings import ClusterSettings
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +76,20 @@ def bounds(model: type[BaseModel], name: str) -> str | None:
     return f"{number['minimum']} to {number['maximum']}" if "minimum" in number else None
 
 
+def test_each_room_is_described_as_it_says_itself() -> None:
+    rooms = [
+        path.parent
+        for top in ("tickertape", "app", "model")
+        for path in (ROOT / top).rglob("__init__.py")
+    ]
+    described = rows(HOW_IT_WORKS)
+    for room in rooms:
+        said = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+        assert said
+        sentence = " ".join(said.partition("\n\n")[0].split())
+        assert described[f"{room.relative_to(ROOT)}/"][1] == sentence
+
+
 @pytest.mark.parametrize("name", ClusterSettings.model_fields)
 def test_every_setting_is_documented(name: str) -> None:
     row = rows(SETTINGS).get(f"--{name.replace('_', '-')}")
@@ -93,7 +107,7 @@ def test_no_setting_is_documented_that_does_not_exist() -> None:
 def test_every_command_and_its_own_flags_are_documented() -> None:
     from app.cli import app
     from app.cli.chat_commands import HELP
-    from app.options import SAMPLING
+    from app.cli.options import SAMPLING
 
     documented = set(rows(COMMAND_LINE))
     commands = {command.name for command in app.registered_commands}
@@ -127,7 +141,7 @@ def test_functions_are_where_the_text_says() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["masked_attention", "visible", "rotate", "KVCache.read", "best", "draw", "key", "gumbel"],
+    ["masked_attention", "visible", "rotate", "KVCache.read", "best", "draw", "rng_key", "gumbel"],
 )
 def test_the_mathematics_is_explained(name: str) -> None:
     assert name in {mentioned for mentioned, _ in MENTION.findall(prose(HOW_IT_WORKS))}

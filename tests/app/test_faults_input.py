@@ -1,7 +1,7 @@
 """What others were struck by, tried here: input and access. Each test names its fault.
 
-More of them: tests/app/test_access.py (names, keys, logs), tests/app/test_http_limits.py (heads),
-tests/app/test_strict_json.py (bodies), tests/app/test_bad_input.py (fields).
+More of them: guard/test_access.py (names, keys, logs), sockets/test_http_protocol.py (heads),
+guard/test_strict_json.py (bodies), api/test_bad_input.py (fields).
 """
 
 import ast
@@ -23,10 +23,10 @@ import httpx
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from app.routes.generate import GenerateBody
+from app.api.native.generate import GenerateBody
 from tests.answers import read_all
-from tests.app.test_bad_input import JSON, error_of, refused_as_fast_as_torn
-from tests.app.test_http_limits import GET, connection
+from tests.app.api.test_bad_input import JSON, error_of, refused_as_fast_as_torn
+from tests.app.sockets.test_http_protocol import GET, connection
 from tests.server import RunningServer, running
 from tests.speed import in_turn, patience
 

@@ -10,74 +10,56 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# What lies on the way of a token, top to bottom. A module imports none of a floor above its own.
+# The rooms of each house, top to bottom. A module imports none of a room above its own.
 FLOORS = [
-    ["app.cli"],
-    ["app.start"],
-    ["app.server", "app.cluster"],
-    ["app.prefix_router"],
-    ["app.balance"],
-    ["app.local"],
-    ["app.main"],
-    ["app.openapi"],
-    ["app.routes"],
-    ["app.http_limits"],
-    ["app.requests"],
-    ["app.json_answer", "app.arrivals"],
-    ["app.services"],
-    ["app.admission", "app.security", "app.limits", "app.hosts", "app.cors"],
-    ["app.sampling_defaults"],
-    ["app.caller"],
-    ["app.sse", "app.dash"],
-    ["app.metrics", "app.logs", "app.tracing", "app.banner"],
-    ["app.dialects"],
-    ["app.tapes"],
-    ["app.engine_link", "app.preparation"],
-    [
-        "app.schemas",
-        "app.settings",
-        "app.child_process",
-        "app.engine_watchdog",
-        "app.errors",
-        "app.options",
-        "app.loopback",
-        "app.own_redis",
-        "app.client",
-        "app.client_http",
-        "app.connections",
-        "app.event_stream",
-        "app.fair_share",
-        "app.normal_requests",
-        "app.page_files",
-        "app.standard_streams",
-        "app.strict_json",
-        "app.frame_cache",
-        "app.listening",
-        "app.sending",
-        "app.turns",
-    ],
-    ["model"],
+    "app.cli",
+    "app.cluster",
+    "app.start",
+    "app.server",
+    "app.main",
+    "app.local_model",
+    "app.api",
+    "app.services",
+    "app.admission",
+    "app.sampling_defaults",
+    "app.readers",
+    "app.sockets",
+    "app.observability",
+    "app.sse",
+    "app.caller",
+    "app.tapes",
+    "app.processes",
+    "app.guard",
+    "app.settings",
+    "app.errors",
+    "model.tokenizer_process",
+    "model.process",
+    "model.engine",
+    "model.backends",
+    "model.native",
+    "model.decoder",
+    "model.scheduling",
+    "model.sampling",
+    "model.processors",
+    "model.checkpoints",
+    "model.text",
+    "model.protocol",
+    "tickertape",
 ]
 
-# What the service may use of the machine: nothing that needs torch.
-FREE_OF_TORCH = {
-    "model.messages",
-    "model.sampling",
-    "model.tokenizer",
-    "model.config",
-    "model.errors",
-    "model.grammar",
-    "model.loading.checkpoint",
-    "model.loading.hub",
-    "model.loading.sampling_defaults",
-    "model.loading.pulled",
-    "model.loading.stored",
-    "model.memory",
-}
+# What the service may use of the machine: it needs no torch.
+OF_THE_MODEL = {"protocol", "text", "checkpoints"}
+
+# Who may use the client.
+WITH_CLIENT = ("app.cli", "app.local_model")
 
 
 def modules() -> list[Path]:
-    return [path for top in ("app", "model") for path in sorted((ROOT / top).rglob("*.py"))]
+    return [
+        path
+        for top in ("app", "model", "tickertape")
+        for path in sorted((ROOT / top).rglob("*.py"))
+    ]
 
 
 def name_of(path: Path) -> str:
@@ -96,8 +78,8 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def floor(module: str) -> int | None:
-    for number, names in enumerate(FLOORS):
-        if any(module == name or module.startswith(f"{name}.") for name in names):
+    for number, room in enumerate(FLOORS):
+        if module == room or module.startswith(f"{room}."):
             return number
     return None
 
@@ -116,25 +98,34 @@ def test_no_module_imports_one_above_it(path: Path) -> None:
 @pytest.mark.parametrize("path", modules(), ids=name_of)
 def test_each_process_keeps_to_its_libraries(path: Path) -> None:
     mine = name_of(path)
-    tops = {module.partition(".")[0] for module in imported(path)}
+    found = set(imported(path))
+    tops = {module.partition(".")[0] for module in found}
     if mine.startswith("app"):
         assert not tops & {"torch", "safetensors", "gguf"}
-        used = {m for m in imported(path) if m.startswith("model.") and is_module(m)}
-        assert used <= FREE_OF_TORCH
+        assert {m.split(".")[1] for m in found if m.startswith("model.")} <= OF_THE_MODEL
+        assert "tickertape" not in tops or mine.startswith(WITH_CLIENT)
+    elif mine.startswith("model"):
+        assert not tops & {"asyncio", "fastapi", "starlette", "uvicorn", "httpx"}
+        assert not tops & {"app", "tickertape"}
     else:
-        assert not tops & {"asyncio", "fastapi", "starlette", "uvicorn", "httpx", "app"}
+        assert not tops & {"app", "model"}
 
 
-def is_module(name: str) -> bool:
-    path = ROOT.joinpath(*name.split("."))
-    return path.with_suffix(".py").exists()
+@pytest.mark.parametrize("folder", [path for path in modules() if path.name == "__init__.py"])
+def test_each_room_says_what_it_is(folder: Path) -> None:
+    assert ast.get_docstring(ast.parse(folder.read_text())), folder
+
+
+@pytest.mark.parametrize(("top", "most"), [("app", 12), ("model", 6), ("tickertape", 6)])
+def test_few_files_lie_outside_of_rooms(top: str, most: int) -> None:
+    assert len(list((ROOT / top).glob("*.py"))) <= most
 
 
 def test_a_wrong_arrow_would_be_found(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.py"
-    wrong.write_text("def late():\n    from app.routes import generate\n")
-    assert "app.routes.generate" in set(imported(wrong))
-    above, below = floor("app.routes.generate"), floor("app.tapes.tape")
+    wrong.write_text("def late():\n    from app.api.native import generate\n")
+    assert "app.api.native.generate" in set(imported(wrong))
+    above, below = floor("app.api.native.generate"), floor("app.tapes.tape")
     assert above is not None
     assert below is not None
     assert above < below
@@ -143,7 +134,7 @@ def test_a_wrong_arrow_would_be_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("app.client", {"torch", "fastapi", "starlette", "uvicorn", "pydantic"}),
+        ("tickertape.client", {"torch", "fastapi", "starlette", "uvicorn", "pydantic"}),
         ("app.main", {"torch", "transformers"}),
         ("app.server", {"torch", "transformers"}),
         ("app.cli", {"torch", "fastapi"}),

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.client import Client, Done
 from tests.answers import Reading, read_all, read_into, typing
 from tests.server import RunningServer, running
 from tests.speed import Promised, in_turn, patience
+from tickertape.client import Client, Done
 
 SEATS, WAITING = 2, 3
 FULL = SEATS + WAITING

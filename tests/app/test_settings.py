@@ -10,9 +10,8 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from app.main import create_app
-from app.options import SettingsError, load
-from app.settings import ClusterSettings, Settings
-from model.errors import ModelLoadError
+from app.settings import ClusterSettings, Settings, SettingsError, load
+from model.protocol.errors import ModelLoadError
 from tests.answers import read_all
 from tests.server import running
 from tests.speed import patience

@@ -10,7 +10,7 @@ from bench.bare import bare_engine
 from bench.engine import Bare, weights_read
 from bench.figures import BenchError
 from bench.load import Load
-from model.loading.checkpoint import Checkpoint
+from model.checkpoints.checkpoint import Checkpoint
 from tests.tiny import HEAD, KV_HEADS, LAYERS
 
 

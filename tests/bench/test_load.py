@@ -8,7 +8,7 @@ from scipy import stats
 
 from bench.comparison import Plan
 from bench.load import WORDS, Load
-from model.tokenizer import Tokenizer
+from model.text.tokenizer import Tokenizer
 
 PLAN = Plan([1, 8], [0.5], words=64, new_tokens=128, requests=2, rounds=3, seed="s")
 

@@ -15,7 +15,7 @@ from bench.report import Report, Row, show
 from bench.scenarios import Finding, Sizes, full_house, growth, pace, prefill, start
 from bench.server import Flags, as_arguments
 from bench.stream import Target
-from tests.app.test_cli import one_line, run
+from tests.app.cli.test_cli import one_line, run
 from tests.bench.test_figures import at
 from tests.server import RunningServer, running
 

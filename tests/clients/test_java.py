@@ -1,4 +1,4 @@
-"""Java's own HttpClient, which asks for HTTP/2; tests/app/test_upgrade.py has the bytes."""
+"""Java's own HttpClient, which asks for HTTP/2; tests/app/sockets/test_upgrade.py has the bytes."""
 
 import json
 import shutil

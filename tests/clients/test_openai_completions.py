@@ -8,7 +8,7 @@ import pytest
 from openai import AsyncOpenAI, NotFoundError
 from openai.types import Completion
 
-from model.tokenizer import Tokenizer
+from model.text.tokenizer import Tokenizer
 from tests.clients.blocks import Fields, blocks_of, told
 from tests.clients.conftest import MODEL, sdk
 from tests.server import RunningServer

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.hosts import own_names
+from app.guard.hosts import own_names
 from app.settings import Settings
 from tests.deploy.tools import ROOT, complaints
 from tests.speed import patience

@@ -242,7 +242,9 @@ async def test_what_is_too_much_is_refused_by_the_server(proxied: Proxied) -> No
         upstream = await proxied.arrival()
         await upstream[0].readuntil(b"\r\n")
         upstream[1].write(b"HTTP/1.1 413 Mine\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        upstream[1].write_eof()  # as app/http_limits.py does: closed, it would reset what comes in
+        upstream[
+            1
+        ].write_eof()  # as app/sockets/http_protocol.py does: closed, it would reset what comes in
         assert await reader.readuntil(b"\r\n") == b"HTTP/1.1 413 Mine\r\n"
         upstream[1].close()
 

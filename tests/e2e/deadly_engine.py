@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from model.logits import Logits
-from model.scheduler import Chunk
+from model.sampling.logits import Logits
+from model.scheduling.scheduler import Chunk
 
 DEADLY, SPOILT = 666, 667
 AT = 3  # tokens there are
@@ -21,7 +21,7 @@ AT = 3  # tokens there are
 
 def _struck(chunks: Sequence[Chunk], seed: int) -> list[int]:
     """Which of the rows that sample belong to such a request, at that place."""
-    sampling = [chunk.request for chunk in chunks if chunk.samples]
+    sampling = [chunk.sequence for chunk in chunks if chunk.samples]
     return [
         row
         for row, request in enumerate(sampling)
@@ -33,7 +33,7 @@ def engine(fd: int) -> None:
     import torch
 
     from model import process
-    from model.runner import TorchRunner
+    from model.decoder.runner import TorchRunner
 
     run = TorchRunner.run
 
@@ -55,9 +55,9 @@ def engine(fd: int) -> None:
 
 def serve() -> None:
     from app import cli
-    from app.engine_link import EngineLink
+    from app.processes.engine_client import EngineClient
 
-    EngineLink.command = (sys.executable, "-m", "tests.e2e.deadly_engine")
+    EngineClient.command = (sys.executable, "-m", "tests.e2e.deadly_engine")
     cli.main()
 
 

@@ -12,7 +12,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from tests.answers import Reading, read_into
-from tests.app.test_keys import bearer
+from tests.app.guard.test_api_keys import bearer
 from tests.e2e.conftest import SCREENSHOTS
 from tests.proxy import Proxy
 from tests.server import RunningServer, running

@@ -21,7 +21,7 @@ BODY = {"prompt": "Once", "max_length": 5, "ignore_eos": True}
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache with a good library; a compiler that makes the same at once; nothing below /tmp."""
-    if reason := library.obstacle():
+    if reason := library.why_unavailable():
         pytest.skip(f"no compiled kernels here: {reason}")
     kept = library.cached()
     assert kept is not None

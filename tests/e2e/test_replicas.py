@@ -14,12 +14,12 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from app.client import Client
 from tests.answers import Reading, read_all, read_into, to_the_end, typing
 from tests.redis import Redis, redis
 from tests.server import RunningServer, read_stream, running
 from tests.speed import patience
 from tests.tiny import CHAT_TEMPLATE, tiny_llama
+from tickertape.client import Client
 
 STREAMS = 32
 LONG = 400

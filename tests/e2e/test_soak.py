@@ -21,7 +21,6 @@ from typing import Any
 import httpx
 import pytest
 
-from app.client import Client, Done, Token
 from bench.memory import alone
 from tests.answers import Reading, read_all
 from tests.e2e.deadly_engine import AT, DEADLY, SPOILT
@@ -30,6 +29,7 @@ from tests.raw import never_reading, post_generate
 from tests.server import RunningServer, running
 from tests.speed import patience
 from tests.tiny import tiny_llama
+from tickertape.client import Client, Done, Token
 
 AT_ONCE = 24
 KNOWN = 24  # different requests

@@ -30,7 +30,7 @@ def reference(model_path: Path) -> Any:
 @pytest.fixture(scope="session")
 def kernels() -> Path:
     """The compiled library of model/native."""
-    if reason := library.obstacle():
+    if reason := library.why_unavailable():
         pytest.skip(f"no compiled kernels here: {reason}")
     path = library.cached()
     assert path is not None

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, rms_norm, silu
 
-from model.attention import visible
-from model.config import ModelConfig
-from model.rope import RotaryEmbedding, rotate
+from model.checkpoints.config import ModelConfig
+from model.decoder.attention import visible
+from model.decoder.rope import RotaryEmbedding, rotate
 from tests.model.harness import CPU
 
 GROUP = 64  # inputs of a product that share a scale

@@ -1,23 +1,23 @@
 """An engine in this process, and ways to run it to the end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from model import families
-from model.detokenizer import Detokenizer
+from model.checkpoints.checkpoint import Checkpoint
+from model.decoder import families
+from model.decoder.kv_cache import BLOCK_SIZE, KVCache
+from model.decoder.runner import TorchRunner
+from model.decoder.weights import Weights
 from model.engine import Engine
-from model.kv_cache import BLOCK_SIZE, KVCache
-from model.loading.checkpoint import Checkpoint
-from model.messages import Configure, Finished, Generate, Token
 from model.process import load
-from model.request import Request
-from model.runner import TorchRunner
-from model.sampling import SamplingParams
-from model.scheduler import Chunk
-from model.weights import Weights
+from model.protocol.messages import Configure, Finished, Generate, Token
+from model.protocol.sampling_params import SamplingParams
+from model.scheduling.scheduler import Chunk
+from model.scheduling.sequence import Sequence
+from model.text.detokenizer import Detokenizer
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def load_engine(path: Path, **options: object) -> Engine:
 
 
 def run_all(engine: Engine) -> tuple[dict[str, list[Token]], dict[str, Finished]]:
-    """Step until nothing is left to do; tokens and ends by request id."""
+    """Step until nothing is left to do; tokens and ends by sequence id."""
     tokens: dict[str, list[Token]] = {}
     ends: dict[str, Finished] = {}
     while engine.has_work:
@@ -53,9 +53,7 @@ def run_all(engine: Engine) -> tuple[dict[str, list[Token]], dict[str, Finished]
     return tokens, ends
 
 
-def generate(
-    engine: Engine, prompts: Sequence[list[int]], params: SamplingParams
-) -> list[list[int]]:
+def generate(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> list[list[int]]:
     """The output ids of each prompt, all served together."""
     for number, prompt_ids in enumerate(prompts):
         engine.submit(Generate(str(number), list(prompt_ids), params))
@@ -77,20 +75,22 @@ class TeacherForced:
 
     def logits(
         self,
-        token_ids: Sequence[int],
-        chunks: Sequence[int],
+        token_ids: list[int],
+        chunks: list[int],
         before_last: Callable[[], None] = lambda: None,
     ) -> list[Tensor]:
         """Logits (vocabulary,) after each chunk, the chunks' sizes adding up to the tokens."""
         detokenizer = Detokenizer(None)  # type: ignore[arg-type]
-        request = Request("test", [], greedy(1), detokenizer, arrived=0.0)
-        request.block_table = list(self._blocks)
+        sequence = Sequence(
+            token_ids=[], params=greedy(1), id="test", detokenizer=detokenizer, arrived=0.0
+        )
+        sequence.block_table = list(self._blocks)
         rows = []
         for number, count in enumerate(chunks, start=1):
             if number == len(chunks):
                 before_last()
-            start = len(request.token_ids)
-            request.token_ids += token_ids[start : start + count]
-            rows.append(self._runner.run([Chunk(request, start, count)]).rows[0])
-        assert len(request.token_ids) == len(token_ids)
+            start = len(sequence.token_ids)
+            sequence.token_ids += token_ids[start : start + count]
+            rows.append(self._runner.run([Chunk(sequence, start, count)]).rows[0])
+        assert len(sequence.token_ids) == len(token_ids)
         return rows

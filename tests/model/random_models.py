@@ -9,16 +9,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from model import families
-from model.config import ModelConfig
-from model.detokenizer import Detokenizer
-from model.kv_cache import BLOCK_SIZE, KVCache
+from model.checkpoints.config import ModelConfig
+from model.decoder import families
+from model.decoder.kv_cache import BLOCK_SIZE, KVCache
+from model.decoder.runner import TorchRunner
+from model.decoder.weights import Weights
 from model.native.runner import NativeRunner
-from model.request import Request
-from model.runner import TorchRunner
-from model.sampling import SamplingParams
-from model.scheduler import Chunk
-from model.weights import Weights
+from model.protocol.sampling_params import SamplingParams
+from model.scheduling.scheduler import Chunk
+from model.scheduling.sequence import Sequence
+from model.text.detokenizer import Detokenizer
 from tests.model.harness import CPU, greedy
 
 SMALL: dict[str, Any] = {
@@ -173,12 +173,18 @@ class RandomModel:
         return Weights(self.tensors.items(), torch.float32, CPU)
 
 
-def request(
+def sequence(
     token_ids: list[int], block_table: list[int], params: SamplingParams | None = None
-) -> Request:
+) -> Sequence:
     """A sequence whose tokens are all given, in blocks of its own."""
     wishes = params or greedy(1)
-    made = Request("test", list(token_ids), wishes, cast(Detokenizer, None), arrived=0.0)
+    made = Sequence(
+        token_ids=list(token_ids),
+        params=wishes,
+        id="test",
+        detokenizer=cast(Detokenizer, None),
+        arrived=0.0,
+    )
     made.block_table = list(block_table)
     return made
 

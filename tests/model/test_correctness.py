@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from model.checkpoints.checkpoint import Checkpoint
 from model.engine import Engine
-from model.loading.checkpoint import Checkpoint
-from model.messages import Generate
-from model.tokenizer import Tokenizer
+from model.protocol.messages import Generate
+from model.text.tokenizer import Tokenizer
 from tests.model.harness import TeacherForced, generate, greedy, run_all
 from tests.prompts import PROMPTS
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from model.messages import Generate
-from model.sampling import SamplingParams
+from model.protocol.messages import Generate
+from model.protocol.sampling_params import SamplingParams
 from tests.model.harness import load_engine, run_all
 from tests.tiny import tiny_llama
 

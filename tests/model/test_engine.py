@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from model.engine import Engine
-from model.messages import Finished, Generate, Prefilling, Queued, Token
-from model.sampling import SamplingParams
-from model.tokenizer import Tokenizer
+from model.protocol.messages import Finished, Generate, Prefilling, Queued, Token
+from model.protocol.sampling_params import SamplingParams
+from model.text.tokenizer import Tokenizer
 from tests.model.harness import generate, greedy, load_engine, run_all
 from tests.tiny import tiny_llama
 
@@ -252,7 +252,7 @@ def test_pause_stops_within_one_step_and_resume_gives_the_identical_continuation
     paused = engine.step()
     assert (paused.tokens, paused.gauges.paused) == ([], 1)
     assert paused.gauges.kv_blocks_used == used > 0
-    engine.resume("one")
+    engine.unpause("one")
     tokens, ends = run_all(engine)
     ids += [token.token_id for token in tokens["one"]]
     assert ids == answers["plain" if params.greedy else "seed 1"].ids
@@ -310,7 +310,7 @@ def test_paused_after_one_token_it_goes_on_when_told(
     tokens, _ = run_all(engine)
     assert [token.token_id for token in tokens["one"]] == plain.ids[:1]
     assert engine.gauges.paused == 1
-    engine.resume("one")
+    engine.unpause("one")
     tokens, ends = run_all(engine)
     assert [token.token_id for token in tokens["one"]] == plain.ids[1:]
     assert ends["one"].reason == "length"
@@ -321,7 +321,7 @@ def test_paused_before_that_token_it_is_not_paused_again(
 ) -> None:
     engine.submit(Generate("one", prompt, greedy(LENGTH), pause_after_one=True))
     engine.pause("one")
-    engine.resume("one")
+    engine.unpause("one")
     tokens, _ = run_all(engine)
     assert [token.token_id for token in tokens["one"]] == plain.ids
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.engine_link import EngineLink, configuration
+from app.processes.engine_client import EngineClient, configuration
 from app.settings import EngineSettings
 from model import processors
 from model.processors import _quotas
@@ -55,7 +55,7 @@ async def test_the_engine_has_as_many_threads_as_it_is_told(model_path: Path) ->
     threads = []
     for count in (1, 3):
         settings = EngineSettings(threads=count, kv_cache_memory="16MiB")  # type: ignore[arg-type]
-        link = EngineLink(configuration(settings, model_path))
+        link = EngineClient(configuration(settings, model_path))
         await link.start()
         await link.loaded()
         threads.append(tasks(link.pid))

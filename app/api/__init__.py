@@ -1,0 +1,1 @@
+"""A folder for each dialect: request types, answers, streams and routes."""

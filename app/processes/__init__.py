@@ -1,0 +1,1 @@
+"""The processes of the model: start them, watch them, talk to them."""

@@ -1,0 +1,1 @@
+"""A model on disk, opened without its weights. Free of torch."""

@@ -1,0 +1,1 @@
+"""Logits -> one token for each sequence."""
