@@ -32,7 +32,8 @@ test: $(VENV)/.test ## most tests, a quarter of an hour on two slow cores
 	[ $$two$$alone = passedpassed ]
 
 test-long: $(VENV)/.test ## the tests that take longest, and the whole of what `make test` samples
-	@$(BIN)/pytest -m long -s $(ARGS)
+	@$(BIN)/pytest -m long -s --hypothesis-profile=others $(ARGS)
+	@$(BIN)/pytest -m "hypothesis and not long" --hypothesis-profile=others $(ARGS)
 
 clock: $(VENV)/.test ## what must happen within so many milliseconds; wants a quiet machine
 	@$(BIN)/pytest --clock -s $(ARGS)

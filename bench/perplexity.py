@@ -10,6 +10,7 @@ import argparse
 import gzip
 import json
 import math
+from array import array
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,16 +25,14 @@ from torch.nn import functional as F
 
 from bench.server import compile_kernels
 from model import processors
-from model.backends import NativeBackend, choose
+from model.backends import NativeBackend, Sizes, TorchBackend, choose
 from model.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from model.checkpoints.hub import DEFAULT_MODEL, resolve
-from model.decoder import families
-from model.decoder.attention import Group, StepContext, additive_mask, visible
-from model.decoder.kv_cache import BLOCK_SIZE, KVCache
+from model.decoder.kv_cache import BLOCK_SIZE
 from model.decoder.linear import Precision, resolve_precision
-from model.decoder.weights import Weights
-from model.native.runner import NativeRunner
+from model.decoder.runner import Runner
 from model.protocol.sampling_params import SamplingParams
+from model.scheduling.forward_batch import ForwardBatch
 from model.scheduling.scheduler import Chunk
 from model.scheduling.sequence import Sequence
 from model.text.detokenizer import Detokenizer
@@ -43,6 +42,9 @@ TEXT = Path(__file__).parent / "data" / "python_reference.txt.gz"
 WINDOW = 512
 WINDOWS = 40
 CPU = torch.device("cpu")
+
+_BLOCKS = -(-WINDOW // BLOCK_SIZE)
+_SIZES = Sizes(_BLOCKS, WINDOW, WINDOW, WINDOW, processors.usable())
 
 
 class EveryPosition(Protocol):
@@ -59,67 +61,38 @@ class Row:
     tokens: int
 
 
-class PlainDecoder:
-    """The families' decoder, in one precision, for windows of at most WINDOW tokens."""
+class _OneSequence:
+    """A runner, for windows of at most WINDOW tokens."""
 
-    def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
-        config = checkpoint.config
-        weights = Weights(checkpoint.weights(), precision.dtype, CPU, precision.storage)
-        self._decoder = families.build(config, weights)
-        self._cache = KVCache(config, -(-WINDOW // BLOCK_SIZE), precision.dtype, CPU)
-        self._sliding_windows = set(config.windows)
-        self._heads_per_key = config.num_heads // config.num_kv_heads
-
-    @torch.inference_mode()
-    def __call__(self, token_ids: list[int]) -> Tensor:
-        hidden = self._decoder.hidden(torch.tensor(token_ids), self._context(len(token_ids)))
-        return self._decoder.logits(hidden)
-
-    def _context(self, count: int) -> StepContext:
-        """One sequence that begins at position 0 and slot 0, all of it new."""
-        positions = torch.arange(count)
-        blocks = -(-count // BLOCK_SIZE)
-        masks = {
-            window: additive_mask(
-                visible(positions[None], blocks * BLOCK_SIZE, window),
-                self._heads_per_key,
-                self._cache.keys.dtype,
-            )
-            for window in self._sliding_windows
-        }
-        group = Group(0, count, torch.arange(blocks)[None], masks)
-        return StepContext(self._cache, positions, slots=positions, groups=[group])
-
-
-class NativeDecoder:
-    """The compiled kernels, for windows of at most WINDOW tokens."""
-
-    def __init__(self, checkpoint: Checkpoint, library_path: Path) -> None:
-        blocks = -(-WINDOW // BLOCK_SIZE)
-        self._blocks = list(range(blocks))
-        self._runner = NativeRunner(
-            library_path,
-            checkpoint.config,
-            Weights(checkpoint.weights(), torch.float32, CPU),
-            num_blocks=blocks,
-            max_rows=WINDOW,
-            max_outputs=WINDOW,
-            max_positions=WINDOW,
-            threads=processors.usable(),
-        )
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._blocks = array("i", range(_BLOCKS))
 
     def __call__(self, token_ids: list[int]) -> Tensor:
-        params = SamplingParams(max_tokens=1, seed=0)
         sequence = Sequence(
             token_ids=list(token_ids),
-            params=params,
+            params=SamplingParams(max_tokens=1, seed=0),
             id="window",
             detokenizer=Detokenizer(None),  # type: ignore[arg-type]
             arrived=0.0,
         )
         sequence.block_table = self._blocks
-        count = len(token_ids)
-        return self._runner.compute([Chunk(sequence, 0, count)], range(count)).rows
+        batch = ForwardBatch.of([Chunk(sequence, 0, len(token_ids))], all_logits=True)
+        return self._runner.run(batch).rows
+
+
+class PlainDecoder(_OneSequence):
+    """The families' decoder, in one precision."""
+
+    def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
+        super().__init__(TorchBackend(precision, CPU).build(checkpoint, _SIZES))
+
+
+class NativeDecoder(_OneSequence):
+    """The compiled kernels."""
+
+    def __init__(self, checkpoint: Checkpoint, library_path: Path) -> None:
+        super().__init__(NativeBackend(library_path).build(checkpoint, _SIZES))
 
 
 def decoder(checkpoint: Checkpoint, name: str) -> EveryPosition:

@@ -9,6 +9,7 @@ import torch
 from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.config import ModelConfig
 from model.decoder import families
+from model.decoder.attention.gathered import GatheredAttention
 from model.decoder.kv_cache import KVCache, bytes_per_block
 from model.decoder.linear import Precision, resolve_precision
 from model.decoder.runner import Runner, TorchRunner
@@ -62,7 +63,7 @@ class TorchBackend:
         weights = Weights(checkpoint.weights(), precision.dtype, self.device, precision.storage)
         decoder = families.build(config, weights)
         cache = KVCache(config, sizes.num_blocks, precision.dtype, self.device)
-        return TorchRunner(config, decoder, cache, self.device)
+        return TorchRunner(decoder, GatheredAttention(config, cache, self.device), self.device)
 
 
 @dataclass(frozen=True, slots=True)

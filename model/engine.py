@@ -23,6 +23,7 @@ from model.protocol.messages import (
 from model.sampling.grammar_matcher import GrammarCompiler, GrammarMatcher
 from model.sampling.sampler import SampledToken, sample
 from model.scheduling.block_pool import BlockPool
+from model.scheduling.forward_batch import ForwardBatch
 from model.scheduling.prefill_budget import PrefillBudget
 from model.scheduling.scheduler import Chunk, Scheduler, SchedulerOutput
 from model.scheduling.sequence import Sequence
@@ -216,12 +217,12 @@ class Engine:
             for place, sequence in enumerate(self._scheduler.waiting, start=1)
             if now - sequence.arrived > _PROGRESS_INTERVAL
         ]
-        return queued + [_prefilling(chunk) for chunk in scheduled.chunks if not chunk.samples]
+        return queued + [_prefilling(chunk) for chunk in scheduled.chunks if not chunk.num_logits]
 
     def _run(self, scheduled: SchedulerOutput) -> tuple[list[Sequence], list[SampledToken | None]]:
         """Compute the chunks: which sequences sample, and each one's token or None if it failed."""
-        sampling = [chunk.sequence for chunk in scheduled.chunks if chunk.samples]
-        logits = self._runner.run(scheduled.chunks, scheduled.copies)
+        batch = ForwardBatch.of(scheduled.chunks, scheduled.copies)
+        logits, sampling = self._runner.run(batch), batch.sampling
         return sampling, sample(logits, sampling, self._eos_token_ids) if sampling else []
 
     def _advance_all(

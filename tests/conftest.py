@@ -24,9 +24,11 @@ from tests.tiny import tiny_llama
 
 HEADER_TIMEOUT = 2.0  # seconds, of the tiny server
 
-# A deadline of hypothesis is an absolute time: a slow machine would fail, and call it flaky.
-hypothesis.settings.register_profile("any machine", deadline=None)
-hypothesis.settings.load_profile("any machine")
+# A deadline of hypothesis is an absolute time: a slow machine would fail, and call it flaky. Two
+# runs of `make test` try the same examples; `make test-long` tries others each time.
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("others", deadline=None)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.checkpoints.config import ModelConfig
-from model.decoder.attention import StepContext
+from model.decoder.attention.base import AttentionPlan
 from model.decoder.linear import take_linear
 from model.decoder.rope import rotate
 from model.decoder.weights import Weights
@@ -26,9 +26,9 @@ class RMSNorm:
 
 @dataclass(frozen=True, slots=True)
 class RotaryContext:
-    """What every layer of one step shares: the context, and cos and sin of the rows' positions."""
+    """What every layer of one step shares: the plan, and cos and sin of the rows' positions."""
 
-    context: StepContext
+    plan: AttentionPlan
     cos: Tensor
     sin: Tensor
 
@@ -58,7 +58,7 @@ class SelfAttention:
 
     def __call__(self, x: Tensor, step: RotaryContext) -> Tensor:
         query, key, value = self.heads(x)
-        attended = step.context.attend(
+        attended = step.plan.attend(
             self._layer,
             rotate(query, step.cos, step.sin),
             rotate(key, step.cos, step.sin),

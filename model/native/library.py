@@ -55,17 +55,17 @@ class Shape(ctypes.Structure):
     ]
 
 
-class Step(ctypes.Structure):
-    """`Step` of kernels/decoder.cpp."""
+class ForwardArgs(ctypes.Structure):
+    """`ForwardArgs` of kernels/decoder.cpp."""
 
     _fields_ = [
         ("rows", ctypes.c_int32),
-        ("chunks", ctypes.c_int32),
+        ("sequences", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
         *(
             (name, ctypes.c_void_p)
             for name in (
-                *("tokens", "chunk_start", "chunk_rows", "tables", "table_at", "output_rows"),
+                *("tokens", "starts", "counts", "tables", "output_rows"),
                 *("only_best", "best", "best_score"),
             )
         ),
@@ -145,7 +145,7 @@ def load(path: Path) -> ctypes.CDLL:
         "set_norm": (None, [pointer, i32, i32, pointer, i32]),
         "set_rotary": (None, [pointer, pointer, pointer, i32]),
         "set_window": (None, [pointer, i32, i32]),
-        "step": (None, [pointer, ctypes.POINTER(Step)]),
+        "step": (None, [pointer, ctypes.POINTER(ForwardArgs)]),
         "copy_block": (None, [pointer, i32, i32]),
         "block": (pointer, [pointer, i32, i32]),
         "logits": (pointer, [pointer]),

@@ -1,13 +1,12 @@
-"""Runs the scheduler's chunks on the compiled decoder."""
+"""Runs batches on the compiled decoder."""
 
 import ctypes
-from collections.abc import Sequence
-from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.checkpoints.config import ModelConfig
@@ -16,7 +15,7 @@ from model.decoder.rope import RotaryEmbedding
 from model.decoder.weights import Weights
 from model.native import library
 from model.sampling.logits import Logits
-from model.scheduling.scheduler import Chunk
+from model.scheduling.forward_batch import ForwardBatch
 
 CPU: Final = torch.device("cpu")
 
@@ -103,48 +102,29 @@ class NativeRunner:
         if getattr(self, "_handle", None):
             self._library.tickertape_free(self._handle)
 
-    def run(self, chunks: Sequence[Chunk], copies: Sequence[tuple[int, int]] = ()) -> Logits:
-        """Compute every chunk; return logits, a row for each chunk that samples, in their order.
-
-        The requests' `num_computed` move on. Before anything else the KV block of each pair
-        (from, to) is copied.
-        """
-        for source, target in copies:
-            self._library.tickertape_copy_block(self._handle, source, target)
-        ends = list(accumulate(chunk.count for chunk in chunks))
-        rows = [end - 1 for end, chunk in zip(ends, chunks, strict=True) if chunk.samples]
-        plain = [chunk.sequence.argmax_only for chunk in chunks if chunk.samples]
-        logits = self.compute(chunks, rows, plain)
-        for chunk in chunks:
-            chunk.sequence.num_computed += chunk.count
-        return logits
-
-    def compute(
-        self, chunks: Sequence[Chunk], rows: Sequence[int], only_best: Sequence[bool] | None = None
-    ) -> Logits:
-        """Compute every chunk; return the logits of the given rows of the step.
-
-        Of the rows for which `only_best` is true only the argmax: the others are not written.
+    def run(self, batch: ForwardBatch) -> Logits:
+        """Compute the batch. Where the argmax is enough, a row of logits is not written.
 
         Raises ValueError for a step that is larger than the sizes given at the start.
         """
-        self._check(chunks, rows)
-        tables = [chunk.sequence.block_table for chunk in chunks]
-        counts = [chunk.count for chunk in chunks]
-        arrays = {
-            "tokens": _ints(chain.from_iterable(map(_new_tokens, chunks))),
-            "chunk_start": _ints(chunk.start for chunk in chunks),
-            "chunk_rows": _ints(counts),
-            "tables": _ints(chain.from_iterable(tables)),
-            "table_at": _ints(accumulate(map(len, tables[:-1]), initial=0)),
-            "output_rows": _ints(rows),
-            "only_best": _ints(only_best or [False] * len(rows)),
+        self._check(batch)
+        for source, target in batch.copies:
+            self._library.tickertape_copy_block(self._handle, source, target)
+        rows = batch.logit_rows
+        tables = np.fromiter((table.buffer_info()[0] for table in batch.block_tables), np.uintp)
+        arrays: dict[str, NDArray[Any]] = {
+            "tokens": batch.token_ids,
+            "starts": batch.starts,
+            "counts": batch.counts,
+            "tables": tables,
+            "output_rows": rows,
+            "only_best": batch.only_best,
             "best": self._best,
             "best_score": self._best_score,
         }
-        step = library.Step(
-            rows=sum(counts),
-            chunks=len(chunks),
+        step = library.ForwardArgs(
+            rows=len(batch.token_ids),
+            sequences=len(batch.sequences),
             outputs=len(rows),
             **{name: array.ctypes.data for name, array in arrays.items()},
         )
@@ -155,12 +135,12 @@ class NativeRunner:
             np.isfinite(self._best_score[: len(rows)]).tolist(),
         )
 
-    def _check(self, chunks: Sequence[Chunk], rows: Sequence[int]) -> None:
+    def _check(self, batch: ForwardBatch) -> None:
         """The library trusts its caller: beyond its buffers it would write over other memory."""
         wanted = {
-            "new tokens": sum(chunk.count for chunk in chunks),
-            "rows of logits": len(rows),
-            "positions": max((chunk.start + chunk.count for chunk in chunks), default=0),
+            "new tokens": len(batch.token_ids),
+            "rows of logits": int(batch.num_logits.sum()),
+            "positions": int((batch.starts + batch.counts).max(initial=0)),
         }
         for name, limit in self._limits.items():
             if wanted[name] > limit:
@@ -189,14 +169,6 @@ class NativeRunner:
         size = bytes_per_block(self._config) // self._config.num_layers
         at = self._library.tickertape_block(self._handle, layer, block)
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(at))
-
-
-def _ints(values: Any) -> "np.ndarray[Any, np.dtype[np.int32]]":
-    return np.fromiter(values, np.int32)
-
-
-def _new_tokens(chunk: Chunk) -> list[int]:
-    return chunk.sequence.token_ids[chunk.start : chunk.start + chunk.count]
 
 
 class _Loader:

@@ -9,6 +9,7 @@ given to another only if the one has at least two sequences more that run: this 
 nearer, so nothing goes to and fro.
 """
 
+from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -34,9 +35,9 @@ class Chunk:
     count: int
 
     @property
-    def samples(self) -> bool:
-        """Whether the chunk reaches the last token, so that its logits give the next one."""
-        return self.start + self.count == len(self.sequence.token_ids)
+    def num_logits(self) -> int:
+        """How many of its last rows give logits: one where the chunk reaches the last token."""
+        return int(self.start + self.count == len(self.sequence.token_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +190,9 @@ class Scheduler:
 
     def computed(self, chunks: Iterable[Chunk]) -> None:
         """The chunks have run: what they filled can be found from now on."""
-        if self._cache:
-            for chunk in chunks:
+        for chunk in chunks:
+            chunk.sequence.num_computed += chunk.count
+            if self._cache:
                 self._publish(chunk.sequence, self._cache)
 
     def _first_prompts(
@@ -439,7 +441,7 @@ class Scheduler:
         found = cache.find(self._hashes(sequence))
         self._pool.share(found)
         self._pool.release(reversed(sequence.block_table))
-        sequence.block_table = found
+        sequence.block_table = array("i", found)
         sequence.num_published = len(found)
         sequence.num_cached = min(len(found) * self._pool.block_size, len(sequence.token_ids) - 1)
         sequence.num_computed = sequence.num_cached
@@ -500,7 +502,7 @@ class Scheduler:
             self._copies[own] = shared
             sequence.block_table[index] = own
             self._pool.release([shared])
-        sequence.block_table += self._allocate(self._missing(sequence))
+        sequence.block_table.extend(self._allocate(self._missing(sequence)))
 
     def _allocate(self, count: int) -> list[int]:
         """Blocks without NaN: those that may hold some get the content of any other block.
@@ -542,7 +544,7 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         """Last block first: of those that are kept, a block goes before the one it follows on."""
         self._pool.release(reversed(sequence.block_table))
-        sequence.block_table = []
+        sequence.block_table = array("i")
         sequence.num_computed = sequence.num_cached = sequence.num_published = 0
 
     def _take_out(self, sequence: Sequence) -> None:

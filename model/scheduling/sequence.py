@@ -1,5 +1,6 @@
 """One sequence while the engine works on it."""
 
+from array import array
 from dataclasses import dataclass, field
 
 from model.sampling.state import SamplerState
@@ -22,7 +23,7 @@ class Sequence(SamplerState):
     # Of these the first `num_cached` were found in the prefix cache. While these are all, the table
     # may be replaced; afterwards it only grows, until it is emptied.
     num_cached: int = 0
-    block_table: list[int] = field(default_factory=list)
+    block_table: "array[int]" = field(default_factory=lambda: array("i"))
     block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks
     num_published: int = 0  # full blocks that others can find
     admitted: bool = False  # whether it has taken a seat before

@@ -9,23 +9,21 @@ for that row, there.
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 
 from model.sampling.logits import Logits
-from model.scheduling.scheduler import Chunk
+from model.scheduling.forward_batch import ForwardBatch
 
 DEADLY, SPOILT = 666, 667
 AT = 3  # tokens there are
 
 
-def _struck(chunks: Sequence[Chunk], seed: int) -> list[int]:
+def _struck(batch: ForwardBatch, seed: int) -> list[int]:
     """Which of the rows that sample belong to such a request, at that place."""
-    sampling = [chunk.sequence for chunk in chunks if chunk.samples]
     return [
         row
-        for row, request in enumerate(sampling)
-        if request.params.seed == seed and request.num_output == AT
+        for row, sequence in enumerate(batch.sampling)
+        if sequence.params.seed == seed and sequence.num_output == AT
     ]
 
 
@@ -37,13 +35,11 @@ def engine(fd: int) -> None:
 
     run = TorchRunner.run
 
-    def hurt(
-        self: TorchRunner, chunks: Sequence[Chunk], copies: Sequence[tuple[int, int]] = ()
-    ) -> Logits:
-        if _struck(chunks, DEADLY):
+    def hurt(self: TorchRunner, batch: ForwardBatch) -> Logits:
+        if _struck(batch, DEADLY):
             os.kill(os.getpid(), signal.SIGSEGV)
-        logits = run(self, chunks, copies)
-        spoilt = _struck(chunks, SPOILT)
+        logits = run(self, batch)
+        spoilt = _struck(batch, SPOILT)
         with torch.inference_mode():
             logits.rows[spoilt] = float("nan")
         finite = [ok and row not in spoilt for row, ok in enumerate(logits.finite)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad, rms_norm, silu
 
 from model.checkpoints.config import ModelConfig
-from model.decoder.attention import visible
+from model.decoder.attention.gathered import visible
 from model.decoder.rope import RotaryEmbedding, rotate
 from tests.model.harness import CPU
 

@@ -1,5 +1,6 @@
 """An engine in this process, and ways to run it to the end."""
 
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from model.checkpoints.checkpoint import Checkpoint
 from model.decoder import families
+from model.decoder.attention.gathered import GatheredAttention
 from model.decoder.kv_cache import BLOCK_SIZE, KVCache
 from model.decoder.runner import TorchRunner
 from model.decoder.weights import Weights
@@ -15,6 +17,7 @@ from model.engine import Engine
 from model.process import load
 from model.protocol.messages import Configure, Finished, Generate, Token
 from model.protocol.sampling_params import SamplingParams
+from model.scheduling.forward_batch import ForwardBatch
 from model.scheduling.scheduler import Chunk
 from model.scheduling.sequence import Sequence
 from model.text.detokenizer import Detokenizer
@@ -71,7 +74,9 @@ class TeacherForced:
         cache = KVCache(config, blocks, torch.float32, CPU)
         self.cache = cache
         self._blocks = list(range(blocks))
-        self._runner = TorchRunner(config, families.build(config, weights), cache, CPU)
+        self._runner = TorchRunner(
+            families.build(config, weights), GatheredAttention(config, cache, CPU), CPU
+        )
 
     def logits(
         self,
@@ -84,13 +89,15 @@ class TeacherForced:
         sequence = Sequence(
             token_ids=[], params=greedy(1), id="test", detokenizer=detokenizer, arrived=0.0
         )
-        sequence.block_table = list(self._blocks)
+        sequence.block_table = array("i", self._blocks)
         rows = []
         for number, count in enumerate(chunks, start=1):
             if number == len(chunks):
                 before_last()
             start = len(sequence.token_ids)
             sequence.token_ids += token_ids[start : start + count]
-            rows.append(self._runner.run([Chunk(sequence, start, count)]).rows[0])
+            chunk = Chunk(sequence, start, count)
+            rows.append(self._runner.run(ForwardBatch.of([chunk])).rows[0])
+            sequence.num_computed += count
         assert len(sequence.token_ids) == len(token_ids)
         return rows

@@ -1,8 +1,8 @@
 """Small models of every family with random weights, in shapes that the compiled kernels take."""
 
 import random
+from array import array
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,11 +11,13 @@ from torch import Tensor
 
 from model.checkpoints.config import ModelConfig
 from model.decoder import families
+from model.decoder.attention.gathered import GatheredAttention
 from model.decoder.kv_cache import BLOCK_SIZE, KVCache
 from model.decoder.runner import TorchRunner
 from model.decoder.weights import Weights
 from model.native.runner import NativeRunner
 from model.protocol.sampling_params import SamplingParams
+from model.scheduling.forward_batch import ForwardBatch
 from model.scheduling.scheduler import Chunk
 from model.scheduling.sequence import Sequence
 from model.text.detokenizer import Detokenizer
@@ -151,9 +153,8 @@ class RandomModel:
 
     def in_torch(self, blocks: int) -> TorchRunner:
         decoder = families.build(self.config, self._weights())
-        return TorchRunner(
-            self.config, decoder, KVCache(self.config, blocks, torch.float32, CPU), CPU
-        )
+        cache = KVCache(self.config, blocks, torch.float32, CPU)
+        return TorchRunner(decoder, GatheredAttention(self.config, cache, CPU), CPU)
 
     def native(
         self, kernels: Path, *, blocks: int, rows: int = 256, threads: int = 2
@@ -185,7 +186,7 @@ def sequence(
         detokenizer=cast(Detokenizer, None),
         arrived=0.0,
     )
-    made.block_table = list(block_table)
+    made.block_table = array("i", block_table)
     return made
 
 
@@ -200,6 +201,7 @@ def blocks_for(tokens: int) -> int:
 
 def compute(runner: NativeRunner, chunks: list[Chunk]) -> list[Tensor]:
     """The logits of every row of one step, as one tensor (count, vocabulary) for each chunk."""
-    ends = list(accumulate((chunk.count for chunk in chunks), initial=0))
-    rows = runner.compute(chunks, range(ends[-1])).rows.clone()
-    return [rows[start:end] for start, end in pairwise(ends)]
+    batch = ForwardBatch.of(chunks, all_logits=True)
+    rows = runner.run(batch).rows.clone().split(batch.counts.tolist())
+    of = dict(zip(map(id, batch.sequences), rows, strict=True))
+    return [of[id(chunk.sequence)] for chunk in chunks]

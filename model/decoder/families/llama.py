@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.checkpoints.config import ModelConfig
-from model.decoder.attention import StepContext
+from model.decoder.attention.base import AttentionPlan
 from model.decoder.layers import GatedMLP, RotaryContext, SelfAttention, take_norm
 from model.decoder.linear import make_linear, take_linear
 from model.decoder.rope import RotaryEmbedding
@@ -34,10 +34,10 @@ class Llama:
     def _layer(self, config: ModelConfig, weights: Weights, index: int) -> "DecoderLayer":
         return DecoderLayer(config, weights, index, self.attention(config, weights, index))
 
-    def hidden(self, token_ids: Tensor, context: StepContext) -> Tensor:
+    def hidden(self, token_ids: Tensor, plan: AttentionPlan) -> Tensor:
         """Token ids (T,) -> the last layer's output (T, hidden), before the final norm."""
         x = F.embedding(token_ids, self._embedding)
-        step = RotaryContext(context, *self._rope.angles(context.positions, x.dtype))
+        step = RotaryContext(plan, *self._rope.angles(plan.positions, x.dtype))
         for layer in self._layers:
             x = layer(x, step)
         return x

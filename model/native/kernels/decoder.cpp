@@ -24,14 +24,13 @@ struct Shape {
     float eps;
 };
 
-// One step: rows of new tokens, chunk after chunk; each chunk belongs to one sequence.
-struct Step {
-    int32_t rows, chunks, outputs;
+// One step: rows of new tokens, sequence after sequence.
+struct ForwardArgs {
+    int32_t rows, sequences, outputs;
     const int32_t* tokens;       // [rows]
-    const int32_t* chunk_start;  // [chunks] position of each chunk's first row
-    const int32_t* chunk_rows;   // [chunks] rows of each chunk
-    const int32_t* tables;       // block tables, one after another
-    const int32_t* table_at;     // [chunks] where each chunk's table begins
+    const int32_t* starts;       // [sequences] position of each one's first row
+    const int32_t* counts;       // [sequences] rows of each
+    const int32_t* const* tables;  // [sequences] each one's block table
     const int32_t* output_rows;  // [outputs] rows whose logits are wanted
     const int32_t* only_best;    // [outputs] not 0: their argmax is enough
     int32_t* best;               // [outputs] argmax
@@ -49,10 +48,10 @@ struct Layer {
     int window = 0;  // positions that a row sees, itself included; 0: all
 };
 
-// Some query heads of rows of one chunk that read the same KV head: `count` of them from head `head` of
+// Some query heads of rows of one sequence that read the same KV head: `count` of them from head `head` of
 // its group and row `row` on, row after row.
 struct AttentionTask {
-    int chunk, kv_head, row, head, count;
+    int sequence, kv_head, row, head, count;
 };
 
 // From so many rows for each thread on, threads share out the rows; with fewer, the outputs of each
@@ -106,7 +105,7 @@ class Decoder {
 
     const float* logits() const { return logits_.data(); }
 
-    void run(const Step& step) {
+    void run(const ForwardArgs& step) {
         if (step.rows == 0) return;
         step_ = &step;
         plan();
@@ -117,7 +116,7 @@ class Decoder {
     // Whose keys and values are in a thread's caches.
     struct Reading {
         const Layer* layer = nullptr;
-        int chunk = 0, kv_head = 0;
+        int sequence = 0, kv_head = 0;
         bool operator==(const Reading&) const = default;
     };
 
@@ -147,15 +146,15 @@ class Decoder {
         tiling_ = Tiling(step_->rows, highest_tile(step_->rows, has_tiles_),
                          by_rows_ ? members : 1);
         output_tiling_ = Tiling(step_->outputs, highest_tile(step_->outputs, has_tiles_), 1);
-        chunk_of_.clear();
+        sequence_of_.clear();
         positions_.clear();
-        for (int chunk = 0; chunk < step_->chunks; ++chunk)
-            for (int i = 0; i < step_->chunk_rows[chunk]; ++i) {
-                chunk_of_.push_back(chunk);
-                positions_.push_back(step_->chunk_start[chunk] + i);
+        for (int sequence = 0; sequence < step_->sequences; ++sequence)
+            for (int i = 0; i < step_->counts[sequence]; ++i) {
+                sequence_of_.push_back(sequence);
+                positions_.push_back(step_->starts[sequence] + i);
             }
-        // Not by comparing counts: a chunk may have no row, and another then two.
-        only_decodes_ = *std::max_element(step_->chunk_rows, step_->chunk_rows + step_->chunks) == 1;
+        // Not by comparing counts: a sequence may have no row, and another then two.
+        only_decodes_ = *std::max_element(step_->counts, step_->counts + step_->sequences) == 1;
         for (std::vector<int>& rows : own_rows_) rows.clear();
         for (int m = 0; m < step_->rows; ++m)
             own_rows_[tiling_.tile_of(m) % members].push_back(m);
@@ -165,27 +164,27 @@ class Decoder {
     // Tasks that read the same keys lie together.
     void plan_attention() {
         tasks_.assign(by_rows_ ? team_.size() : 1, {});
-        for (int chunk = 0, row = 0; chunk < step_->chunks; ++chunk) {
-            const int end = row + step_->chunk_rows[chunk];
+        for (int sequence = 0, row = 0; sequence < step_->sequences; ++sequence) {
+            const int end = row + step_->counts[sequence];
             for (int kv_head = 0; kv_head < shape_.kv_heads; ++kv_head)
                 for (int m = row, next; m < end; m = next) {
                     const int tile = tiling_.tile_of(m);
                     next = std::min(end, tiling_.first(tile + 1));
-                    add_tasks(tasks_[tile % tasks_.size()], chunk, kv_head, m, next - m);
+                    add_tasks(tasks_[tile % tasks_.size()], sequence, kv_head, m, next - m);
                 }
             row = end;
         }
     }
 
     // Too few rows to keep every thread busy: one task for each query head.
-    void add_tasks(std::vector<AttentionTask>& tasks, int chunk, int kv_head, int row, int rows) {
+    void add_tasks(std::vector<AttentionTask>& tasks, int sequence, int kv_head, int row, int rows) {
         const bool few = step_->rows * shape_.kv_heads < 4 * team_.size();
         const int queries = rows * group();
         const int most = few ? 1 : most_queries(has_tiles_, shape_.head_dim);
         const int count = (queries + most - 1) / most;
         for (int i = 0; i < count; ++i) {
             const int first = queries * i / count, next = queries * (i + 1) / count;
-            tasks.push_back({chunk, kv_head, row + first / group(), first % group(), next - first});
+            tasks.push_back({sequence, kv_head, row + first / group(), first % group(), next - first});
         }
     }
 
@@ -315,7 +314,7 @@ class Decoder {
             query_scale_[at] = largest / 127 * 1.44269504f / std::sqrt(float(d));
         }
         const int position = positions_[m];
-        const int block = table(chunk_of_[m])[position / kBlock];
+        const int block = table(sequence_of_[m])[position / kBlock];
         for (int head = 0; head < shape_.kv_heads; ++head) {
             rotate(keys + head * d, layer.key_norm, m, y);
             cache_.write(index, block, position % kBlock, head, y, values + head * d);
@@ -339,7 +338,7 @@ class Decoder {
         }
     }
 
-    const int32_t* table(int chunk) const { return step_->tables + step_->table_at[chunk]; }
+    const int32_t* table(int sequence) const { return step_->tables[sequence]; }
 
     void attend_all(int& phase, const Layer& layer, int index, int member) {
         if (by_rows_) {
@@ -385,17 +384,17 @@ class Decoder {
     }
 
     Past past(const AttentionTask& task, int index) {
-        return {&cache_, index, task.kv_head, table(task.chunk)};
+        return {&cache_, index, task.kv_head, table(task.sequence)};
     }
 
     Upcoming upcoming(const AttentionTask& task, const AttentionTask* next, const Layer& layer,
                       int index, int member) {
         Reading& warm = warm_[member];
-        const Reading now{&layer, task.chunk, task.kv_head};
+        const Reading now{&layer, task.sequence, task.kv_head};
         const bool cold = !(now == warm);
         warm = now;
-        if (!next || (next->chunk == task.chunk && next->kv_head == task.kv_head)) return {cold};
-        warm = {&layer, next->chunk, next->kv_head};
+        if (!next || (next->sequence == task.sequence && next->kv_head == task.kv_head)) return {cold};
+        warm = {&layer, next->sequence, next->kv_head};
         const int m = next->row;
         return {cold, past(*next, index), 2 * (first_seen(layer, m) / kBlock),
                 2 * (positions_[m] / kBlock + 1)};
@@ -484,14 +483,14 @@ class Decoder {
     Buffer<Best> best_;
     std::vector<Scores> scores_;
     std::vector<Buffer<float>> row_;
-    std::vector<int> chunk_of_, positions_;  // of each row
+    std::vector<int> sequence_of_, positions_;  // of each row
     std::vector<std::vector<AttentionTask>> tasks_;  // for each member, or one list for all
     Buffer<float> logits_;
     std::vector<std::vector<int>> own_rows_;
     std::vector<Reading> warm_;
     Tiling tiling_, output_tiling_;
     bool by_rows_ = false, only_decodes_ = false;
-    const Step* step_ = nullptr;
+    const ForwardArgs* step_ = nullptr;
 };
 
 enum Matrix { kMatrixQkv, kMatrixOut, kMatrixGateUp, kMatrixDown, kMatrixEmbedding, kMatrixHead };
@@ -561,7 +560,7 @@ void tickertape_set_window(Decoder* decoder, int32_t layer, int32_t window) {
     decoder->layers_[layer].window = window;
 }
 
-void tickertape_step(Decoder* decoder, const tickertape::Step* step) { decoder->run(*step); }
+void tickertape_step(Decoder* decoder, const tickertape::ForwardArgs* step) { decoder->run(*step); }
 
 void tickertape_copy_block(Decoder* decoder, int32_t from, int32_t to) {
     decoder->cache_.copy_block(decoder->shape_.layers, from, to);

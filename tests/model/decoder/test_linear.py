@@ -69,7 +69,8 @@ def test_products_are_those_of_float32_up_to_rounding(
     typical = shifted.square().mean().sqrt() * weight.double().square().mean().sqrt() * size**0.5
     for name, (product, bound) in linears(weight, bias).items():
         wrong = (product(shifted.float()) - exact).square().mean().sqrt()
-        assert wrong <= bound * typical, name
+        # The error of a single product may be several times that of many.
+        assert wrong <= bound * (1 + 3 / exact.numel() ** 0.5) * typical, name
 
 
 @needs_int8

@@ -14,11 +14,11 @@ from model.backends import NativeBackend, Sizes, TorchBackend
 from model.checkpoints.checkpoint import Checkpoint
 from model.decoder.kv_cache import BLOCK_SIZE
 from model.decoder.linear import resolve_precision
-from model.decoder.runner import TorchRunner
 from model.engine import Engine
 from model.native.runner import NativeRunner
 from model.protocol.messages import Generate
 from model.scheduling.block_pool import BlockPool
+from model.scheduling.forward_batch import ForwardBatch
 from model.scheduling.scheduler import Chunk, Scheduler
 from model.text.tokenizer import Tokenizer
 from tests.model.harness import CPU, generate, greedy
@@ -63,15 +63,8 @@ def test_the_likeliest_token_is_mostly_that_of_float32(
 def in_float32(checkpoint: Checkpoint, texts: list[list[int]]) -> Tensor:
     """Torch's logits of every position: (texts, T, vocabulary)."""
     exact = TorchBackend(resolve_precision("float32", CPU), CPU).build(checkpoint, SIZES)
-    assert isinstance(exact, TorchRunner)
-    return torch.stack(
-        [
-            exact._decoder.logits(
-                exact._decoder.hidden(torch.tensor(text), exact._context([whole(text)]))
-            )
-            for text in texts
-        ]
-    )
+    batches = [ForwardBatch.of([whole(text)], all_logits=True) for text in texts]
+    return torch.stack([exact.run(batch).rows for batch in batches])
 
 
 def whole(ids: list[int]) -> Chunk:

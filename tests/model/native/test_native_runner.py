@@ -1,6 +1,7 @@
 """The compiled decoder on small random models: its numbers, and that company never changes them."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -15,6 +16,7 @@ from model.checkpoints.config import ModelConfig
 from model.decoder.kv_cache import BLOCK_SIZE
 from model.native.runner import NativeRunner, bytes_per_block, unsupported
 from model.protocol.sampling_params import SamplingParams
+from model.scheduling.forward_batch import ForwardBatch
 from model.scheduling.scheduler import Chunk
 from tests.model.emulation import emulated_logits
 from tests.model.random_models import (
@@ -79,7 +81,7 @@ def in_float32(model: RandomModel, tokens: list[int]) -> Tensor:
     rows = []
     for start in range(0, LENGTH, 10):
         one.token_ids = tokens[: start + 10]
-        rows.append(runner.run([Chunk(one, start, 10)]).rows[0])
+        rows.append(runner.run(ForwardBatch.of([Chunk(one, start, 10)])).rows[0])
     return torch.stack(rows)
 
 
@@ -180,10 +182,10 @@ def test_few_rows_read_weights_that_came_in_4_bits_as_such(crowd: Crowd) -> None
 
 def test_a_step_may_give_no_logits(crowd: Crowd) -> None:
     one = sequence(crowd.tokens[0], list(range(blocks_for(POSITIONS))))
-    assert crowd.runner.compute([Chunk(one, 0, 40)], []).rows.shape[0] == 0
+    assert crowd.runner.run(ForwardBatch.of([Chunk(one, 0, 40)])).rows.shape[0] == 0
     rows = compute(crowd.runner, [Chunk(one, 40, 50)])[0]
     assert torch.equal(rows, crowd.alone[0][40:])
-    assert crowd.runner.compute([], []).best == []
+    assert crowd.runner.run(ForwardBatch.of([])).best == []
 
 
 def test_where_the_argmax_is_enough_no_logits_are_written(crowd: Crowd) -> None:
@@ -197,8 +199,8 @@ def test_where_the_argmax_is_enough_no_logits_are_written(crowd: Crowd) -> None:
         for i, params in enumerate(wishes)
     ]
     for one in requests:
-        crowd.runner.compute([Chunk(one, 0, POSITIONS - 1)], [])
-    logits = crowd.runner.run([Chunk(one, POSITIONS - 1, 1) for one in requests])
+        crowd.runner.run(ForwardBatch.of([Chunk(one, 0, POSITIONS - 1)]))
+    logits = crowd.runner.run(ForwardBatch.of(Chunk(one, POSITIONS - 1, 1) for one in requests))
     assert list(logits.best) == [int(crowd.alone[i][-1].argmax()) for i in range(3)]
     assert all(logits.finite)
     assert torch.equal(logits.rows, torch.stack([before[0], crowd.alone[1][-1], before[2]]))
@@ -208,11 +210,12 @@ def test_a_step_beyond_the_sizes_given_at_the_start_is_refused(crowd: Crowd) -> 
     runner = crowd.model.native(crowd.kernels, blocks=crowd.blocks, rows=8)
     one = sequence(crowd.tokens[0], list(range(blocks_for(POSITIONS))))
     with pytest.raises(ValueError, match="9 new tokens: there is room for 8"):
-        runner.compute([Chunk(one, 0, 9)], [8])
+        runner.run(ForwardBatch.of([Chunk(one, 0, 9)]))
+    batch = ForwardBatch.of([Chunk(one, 0, 8)])
     with pytest.raises(ValueError, match="9 rows of logits: there is room for 8"):
-        runner.compute([Chunk(one, 0, 8)], [0] * 9)
+        runner.run(replace(batch, num_logits=batch.counts + 1))
     with pytest.raises(ValueError, match="257 positions: there is room for 256"):
-        runner.compute([Chunk(one, 256, 1)], [0])
+        runner.run(ForwardBatch.of([Chunk(one, 256, 1)]))
 
 
 # ---- the KV cache
@@ -238,7 +241,7 @@ class Cached:
 
     def finite(self) -> list[bool]:
         chunks = [Chunk(one, POSITIONS - 1, 1) for one in self.requests]
-        return list(self.runner.compute(chunks, [0, 1]).finite)
+        return list(self.runner.run(ForwardBatch.of(chunks)).finite)
 
     def parts(self, layer: int, block: int, head: int) -> dict[str, np.ndarray]:
         """Views of one KV head's block: keys [d / 4][16][4], values [4][d][4], scales [16] each."""
@@ -270,7 +273,7 @@ def test_a_corrupted_byte_in_the_cache_changes_the_logits(cached: Cached, part: 
 
 def test_a_copied_block_serves_as_the_block_itself(cached: Cached) -> None:
     spare = 2 * cached.size
-    cached.runner.run([], [(cached.tables[0][1], spare)])
+    cached.runner.run(ForwardBatch.of([], [(cached.tables[0][1], spare)]))
     for layer in range(2):  # the first is of no use any more
         cached.runner.block(layer, cached.tables[0][1])[:] = 0xFF
     cached.requests[0].block_table[1] = spare
@@ -318,5 +321,5 @@ def test_a_weight_that_is_no_number_is_seen(
     model.tensors[name][7, 40] = bad
     runner = model.native(kernels, blocks=2)
     sequences = [sequence([7], [0]), sequence([8], [1])]
-    logits = runner.run([Chunk(one, 0, 1) for one in sequences])
+    logits = runner.run(ForwardBatch.of(Chunk(one, 0, 1) for one in sequences))
     assert list(logits.finite) == finite

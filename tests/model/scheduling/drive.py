@@ -86,7 +86,7 @@ class Drive:
         decoding = [one for one in running if one.num_pending == 1]
         plan = self.scheduler.schedule(self.pace)
         self.check_plan(plan, running, decoding)
-        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
+        sampling = [chunk.sequence for chunk in plan.chunks if chunk.num_logits]
         self.run(plan)
         self.scheduler.computed(plan.chunks)
         if self.pace and plan.chunks:
@@ -101,7 +101,7 @@ class Drive:
         return list(plan.chunks)
 
     def run(self, plan: SchedulerOutput) -> None:
-        """As the runner does: copy, write and read slots, and move each `num_computed` on."""
+        """As the runner does: copy, write and read slots."""
         assert len({target for _, target in plan.copies}) == len(plan.copies)
         for source, target in plan.copies:
             assert not self.findable(target)
@@ -118,14 +118,13 @@ class Drive:
             prefixes = self.prefixes(one)
             for position in range(chunk.start, chunk.start + chunk.count):
                 self.memory[self.slot(one, position)] = prefixes[position]
-            one.num_computed += chunk.count
             self.computed += chunk.count
         for chunk in plan.chunks:
-            self.check_visible(chunk.sequence)
+            self.check_visible(chunk.sequence, chunk.start + chunk.count)
 
-    def check_visible(self, one: Sequence) -> None:
-        read = [self.memory[self.slot(one, position)] for position in range(one.num_computed)]
-        assert read == self.prefixes(one)[: one.num_computed], "it reads what is not its own"
+    def check_visible(self, one: Sequence, end: int) -> None:
+        read = [self.memory[self.slot(one, position)] for position in range(end)]
+        assert read == self.prefixes(one)[:end], "it reads what is not its own"
 
     def prefixes(self, one: Sequence) -> list[int]:
         """For each position the hash of the salt and of all tokens up to it."""

@@ -63,9 +63,7 @@ class Simulation:
         seconds = self.machine(decoding + prefill) * self.draw.gauss(1, 0.04)
         seconds *= 4 if self.draw.random() < 0.002 else 1
         self.now += seconds
-        sampling = [chunk.sequence for chunk in plan.chunks if chunk.samples]
-        for chunk in plan.chunks:
-            chunk.sequence.num_computed += chunk.count
+        sampling = [chunk.sequence for chunk in plan.chunks if chunk.num_logits]
         self.scheduler.computed(plan.chunks)
         for sequence in sampling:
             sequence.token_ids.append(self.draw.randrange(50_000))

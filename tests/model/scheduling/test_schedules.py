@@ -174,7 +174,7 @@ def test_one_corrupted_slot_changes_tokens(tiny: Path, alone: Alone) -> None:
         for step in count():
             if step == 6 and corrupts:
                 block = engine._scheduler.running["1"].block_table[1]
-                engine._runner._cache.values[:, block, 5] += 3.0
+                engine._runner._attention._cache.values[:, block, 5] += 3.0
             if not engine.has_work:
                 break
             for token in engine.step().tokens:
@@ -191,7 +191,7 @@ def test_a_failed_row_fails_alone_and_nothing_of_it_is_used_again(tiny: Path, al
     first = engine.step()
     assert {token.id for token in first.tokens} == {"0", "1"}
     block = engine._scheduler.running["0"].block_table[0]
-    engine._runner._cache.values[:, block] = torch.nan
+    engine._runner._attention._cache.values[:, block] = torch.nan
     step = engine.step()
     assert [(end.id, end.reason) for end in step.finished] == [("0", "error")]
     rest, _ = run_all(engine)

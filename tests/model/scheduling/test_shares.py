@@ -286,7 +286,7 @@ def test_a_newcomer_has_a_seat_in_the_next_step_and_nothing_is_computed_again() 
     assert "new" in {chunk.sequence.id for chunk in chunks}
     assert len(chunks) == 8
     assert "flood7" not in drive.scheduler.running
-    assert (youngest.block_table, youngest.num_computed) == before, "it keeps its blocks"
+    assert (list(youngest.block_table), youngest.num_computed) == before, "it keeps its blocks"
     drive.finish()
     assert drive.scheduler.num_preemptions == 0
     assert drive.computed == 30 * (5 + 19) + 5 + 2, "each position once"

@@ -11,7 +11,7 @@
 #include "decoder.cpp"
 
 using tickertape::Shape;
-using tickertape::Step;
+using tickertape::ForwardArgs;
 
 namespace {
 
@@ -70,14 +70,16 @@ void load(Decoder* decoder, const Model& model) {
 // One step of `counts[i]` new tokens of sequence i, which has `lengths[i]`; each has its own blocks.
 void step(Decoder* decoder, const Shape& s, std::vector<int>& lengths, const std::vector<int>& counts) {
     const int per_sequence = (s.max_positions + 15) / 16;
-    std::vector<int32_t> tokens, start, rows, tables, table_at, outputs;
+    std::vector<int32_t> tokens, start, rows, outputs;
+    std::vector<std::vector<int32_t>> blocks(counts.size());
+    std::vector<const int32_t*> tables;
     for (size_t i = 0; i < counts.size(); ++i) {
         start.push_back(lengths[i]);
         rows.push_back(counts[i]);
-        table_at.push_back(int(tables.size()));
         lengths[i] += counts[i];
         for (int block = 0; block < (lengths[i] + 15) / 16; ++block)
-            tables.push_back(int(i) * per_sequence + block);
+            blocks[i].push_back(int(i) * per_sequence + block);
+        tables.push_back(blocks[i].data());
         for (int k = 0; k < counts[i]; ++k) tokens.push_back(pick(0, s.vocab - 1));
         if (counts[i] && pick(0, 2) && int(outputs.size()) < s.max_outputs)
             outputs.push_back(int(tokens.size()) - 1);
@@ -85,8 +87,8 @@ void step(Decoder* decoder, const Shape& s, std::vector<int>& lengths, const std
     std::vector<float> score(outputs.size());
     std::vector<int32_t> best(outputs.size()), only_best(outputs.size());
     for (int32_t& only : only_best) only = pick(0, 1);
-    const Step step{int(tokens.size()), int(counts.size()), int(outputs.size()), tokens.data(),
-                    start.data(), rows.data(), tables.data(), table_at.data(), outputs.data(),
+    const ForwardArgs step{int(tokens.size()), int(counts.size()), int(outputs.size()), tokens.data(),
+                    start.data(), rows.data(), tables.data(), outputs.data(),
                     only_best.data(), best.data(), score.data()};
     tickertape_step(decoder, &step);
     for (int32_t token : best)

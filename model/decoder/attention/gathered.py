@@ -1,17 +1,24 @@
-"""Masked scaled dot-product attention over the KV cache.
+"""Masked scaled dot-product attention over keys and values gathered from the KV cache.
 
     attention(Q, K, V) = softmax(Q K^T / sqrt(d) + M) V        (Vaswani et al. 2017, section 3.2.1)
 
 where M is 0 for the positions that a query may see and -inf for all others.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from model.decoder.kv_cache import KVCache
+from model.checkpoints.config import ModelConfig
+from model.decoder.kv_cache import BLOCK_SIZE, KVCache
+from model.scheduling.forward_batch import ForwardBatch, Ints
 
 
 def visible(query_positions: Tensor, num_keys: int, window: int | None) -> Tensor:
@@ -88,8 +95,8 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class StepContext:
-    """Where the rows of one step stand: their positions, their cache slots, whom they may see."""
+class GatheredPlan:
+    """The groups of one step, and the cache slots of its rows."""
 
     cache: KVCache
     positions: Tensor  # (rows,)
@@ -106,11 +113,63 @@ class StepContext:
         window: int | None,
         scale: float,
     ) -> Tensor:
-        """Put the new keys and values in the cache, then attend over all that each row may see.
-
-        query (rows, H, d), key and value (rows, KV, d); returns (rows, H, d).
-        """
         self.cache.write(layer, self.slots, key, value)
         return torch.cat(
             [group.attend(query, self.cache, layer, window, scale) for group in self.groups]
         )
+
+
+class GatheredAttention:
+    """Copies the keys and values of each sequence side by side: any device, any precision."""
+
+    def __init__(self, config: ModelConfig, cache: KVCache, device: torch.device) -> None:
+        self._cache = cache
+        self._device = device
+        self._windows = set(config.windows)
+        self._heads_per_key = config.num_heads // config.num_kv_heads
+
+    def plan(self, batch: ForwardBatch) -> GatheredPlan:
+        self._cache.copy(batch.copies)
+        tables = [np.frombuffer(table, np.int32) for table in batch.block_tables]
+        groups = []
+        first = row = 0
+        for count, members in groupby(batch.counts.tolist()):
+            last = first + len(list(members))
+            groups.append(self._group(row, count, batch.starts[first:last], tables[first:last]))
+            row += count * (last - first)
+            first = last
+        positions = batch.positions
+        return GatheredPlan(
+            self._cache,
+            positions=self._tensor(positions),
+            slots=self._tensor(_slots(positions, batch.counts, tables)),
+            groups=groups,
+        )
+
+    def _group(self, row: int, count: int, starts: Ints, tables: Sequence[Ints]) -> Group:
+        positions = self._tensor(starts[:, None] + np.arange(count))
+        blocks = -(-(int(starts.max()) + count) // BLOCK_SIZE)
+        table = np.zeros((len(tables), blocks), np.int32)
+        for padded, own in zip(table, tables, strict=True):
+            padded[: len(own)] = own[:blocks]
+        dtype = self._cache.keys.dtype
+        masks = {
+            window: additive_mask(
+                visible(positions, blocks * BLOCK_SIZE, window), self._heads_per_key, dtype
+            )
+            for window in self._windows
+        }
+        return Group(row, count, self._tensor(table), masks)
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self._device, torch.long)
+
+
+def _slots(positions: Ints, counts: Ints, tables: Sequence[Ints]) -> Ints:
+    """Which slot of the cache each row's key and value go to."""
+    last, slots = 0, np.empty_like(positions)
+    for count, table in zip(counts.tolist(), tables, strict=True):
+        own = positions[last : last + count]
+        slots[last : last + count] = table[own // BLOCK_SIZE] * BLOCK_SIZE + own % BLOCK_SIZE
+        last += count
+    return slots
