@@ -8,8 +8,8 @@ import torch
 
 from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.config import ModelConfig
-from model.decoder import families
 from model.decoder.attention.gathered import GatheredAttention
+from model.decoder.dense import DenseDecoder
 from model.decoder.kv_cache import KVCache, bytes_per_block
 from model.decoder.linear import Precision, resolve_precision
 from model.decoder.runner import Runner, TorchRunner
@@ -61,7 +61,7 @@ class TorchBackend:
     def build(self, checkpoint: Checkpoint, sizes: Sizes) -> Runner:
         config, precision = checkpoint.config, self.precision
         weights = Weights(checkpoint.weights(), precision.dtype, self.device, precision.storage)
-        decoder = families.build(config, weights)
+        decoder = DenseDecoder(config, weights)
         cache = KVCache(config, sizes.num_blocks, precision.dtype, self.device)
         return TorchRunner(decoder, GatheredAttention(config, cache, self.device), self.device)
 

@@ -63,13 +63,13 @@ def _path_of(url: str) -> Path:
 
 def _from_hub(model: str) -> tuple[str, Path]:
     from model.checkpoints.checkpoint import open_checkpoint
-    from model.checkpoints.config import ModelConfig
+    from model.checkpoints.families.known import config_from_hf
     from model.checkpoints.hub import download, hub_config, is_on_hub, resolve
 
     if not is_on_hub(model):
         return model, resolve(model)
     if not model.lower().endswith(".gguf"):
-        ModelConfig.from_hf(hub_config(model), name=model)  # small: asked before gigabytes come
+        config_from_hf(hub_config(model), name=model)  # small: asked before gigabytes come
     path = download(model)
     open_checkpoint(path)
     return model, path

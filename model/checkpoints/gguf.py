@@ -27,7 +27,7 @@ from gguf.constants import (
 )
 from gguf.quants import QuantError, dequantize, quant_shape_to_byte_shape
 
-from model.checkpoints.config import ModelConfig
+from model.checkpoints.families.known import BY_ARCH, config_from_gguf
 from model.checkpoints.sampling_defaults import from_gguf
 from model.checkpoints.stored import StoredTensor
 from model.checkpoints.strangers import HEAD_BYTES, what_it_is
@@ -93,9 +93,10 @@ class GGUFCheckpoint:
             self._data = _map_file(path)
             self._metadata, self._tensors = _read_header(self._data)
             self.name = path.stem
-            self.config = ModelConfig.from_gguf(
+            self.config = config_from_gguf(
                 self._metadata, name=self.name, tensor_names=self._tensors.keys()
             )
+            self._interleaves = BY_ARCH[self._metadata["general.architecture"]].gguf_interleaves
             self.chat_template = _chat_template(self._metadata)
             self.sampling_defaults = from_gguf(self._metadata)
 
@@ -127,7 +128,7 @@ class GGUFCheckpoint:
 
     def _load(self, name: str, tensor: "_TensorInfo") -> np.ndarray[Any, np.dtype[np.float32]]:
         array = _dequantize(self._data, tensor)
-        if self.config.family == "llama" and (heads := self._interleaved_heads(name)):
+        if self._interleaves and (heads := self._interleaved_heads(name)):
             array = _uninterleave(array, heads, self.config.head_dim)
         return array if array.flags.writeable else array.copy()  # never a view of the file
 

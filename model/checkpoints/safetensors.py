@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from model.checkpoints.config import ModelConfig
+from model.checkpoints.families.known import config_from_hf
 from model.checkpoints.sampling_defaults import from_generation_config
 from model.checkpoints.stored import StoredTensor
 from model.checkpoints.strangers import head_of, is_stranger, what_it_is
@@ -76,7 +76,7 @@ class SafetensorsCheckpoint:
                     )
             self._tokenizer_config = _read_json(directory / "tokenizer_config.json", optional=True)
             generation_config = _read_json(directory / "generation_config.json", optional=True)
-            self.config = ModelConfig.from_hf(
+            self.config = config_from_hf(
                 _read_json(directory / "config.json"),
                 name=self.name,
                 generation_config=generation_config,

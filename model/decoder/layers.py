@@ -34,7 +34,11 @@ class RotaryContext:
 
 
 class SelfAttention:
-    """Project to queries, keys and values, rotate, attend over the cache, project back."""
+    """Project to queries, keys and values, rotate, attend over the cache, project back.
+
+    Where the config says so, each head's query and key pass an RMS norm before they are rotated
+    (Qwen3), or are not rotated at all (SmolLM3).
+    """
 
     def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
         prefix = f"layers.{layer}.attn"
@@ -55,21 +59,26 @@ class SelfAttention:
         self._out = take_linear(
             weights, [f"{prefix}.o"], [config.hidden_size], queries, bias=config.o_bias
         )
+        self._rotates = config.rotates[layer]
+        self._norms = (
+            [take_norm(config, weights, f"{prefix}.{h}_norm", config.head_dim) for h in "qk"]
+            if config.head_norms
+            else None
+        )
 
     def __call__(self, x: Tensor, step: RotaryContext) -> Tensor:
-        query, key, value = self.heads(x)
+        query, key, value = self._heads(x)
+        if self._norms:
+            query, key = self._norms[0](query), self._norms[1](key)
+        if self._rotates:
+            query, key = rotate(query, step.cos, step.sin), rotate(key, step.cos, step.sin)
         attended = step.plan.attend(
-            self._layer,
-            rotate(query, step.cos, step.sin),
-            rotate(key, step.cos, step.sin),
-            value,
-            window=self._window,
-            scale=self._scale,
+            self._layer, query, key, value, window=self._window, scale=self._scale
         )
         return self._out(attended.flatten(1))
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (T, H, d), keys and values (T, KV, d), not rotated yet."""
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (T, H, d), keys and values (T, KV, d), as projected."""
         query, key, value = torch.split(self._qkv(x), self._widths, dim=-1)
         rows, d = x.shape[0], self._head_dim
         return query.view(rows, -1, d), key.view(rows, -1, d), value.view(rows, -1, d)

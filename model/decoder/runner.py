@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 
 from model.decoder.attention.base import Attention
-from model.decoder.families.llama import Llama
+from model.decoder.dense import DenseDecoder
 from model.sampling.logits import Logits
 from model.scheduling.forward_batch import ForwardBatch
 
@@ -22,11 +22,11 @@ class Runner(Protocol):
 
 
 class TorchRunner:
-    """The decoder of a family and its attention, in torch: on any machine, any precision."""
+    """A decoder and its attention, in torch: on any machine, any precision."""
 
     weight_bytes: int | None = None
 
-    def __init__(self, decoder: Llama, attention: Attention, device: torch.device) -> None:
+    def __init__(self, decoder: DenseDecoder, attention: Attention, device: torch.device) -> None:
         self._decoder = decoder
         self._attention = attention
         self._device = device

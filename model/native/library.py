@@ -144,7 +144,7 @@ def load(path: Path) -> ctypes.CDLL:
         "set_matrix": (None, [pointer, i32, i32, pointer, pointer, i32, i32]),
         "set_norm": (None, [pointer, i32, i32, pointer, i32]),
         "set_rotary": (None, [pointer, pointer, pointer, i32]),
-        "set_window": (None, [pointer, i32, i32]),
+        "set_layer": (None, [pointer, i32, i32, i32]),
         "step": (None, [pointer, ctypes.POINTER(ForwardArgs)]),
         "copy_block": (None, [pointer, i32, i32]),
         "block": (pointer, [pointer, i32, i32]),

@@ -214,10 +214,12 @@ class _Loader:
         self._matrix(layer, _DOWN, *self._take({f"{mlp}.down": hidden}, inner, config.mlp_bias))
         self._norm(layer, _NORM_ATTENTION, f"layers.{layer}.attn_norm", hidden)
         self._norm(layer, _NORM_MLP, f"layers.{layer}.mlp_norm", hidden)
-        if config.family == "qwen3":
+        if config.head_norms:
             self._norm(layer, _NORM_QUERY, f"{attention}.q_norm", config.head_dim)
             self._norm(layer, _NORM_KEY, f"{attention}.k_norm", config.head_dim)
-        self._library.tickertape_set_window(self._handle, layer, config.windows[layer] or 0)
+        self._library.tickertape_set_layer(
+            self._handle, layer, config.windows[layer] or 0, config.rotates[layer]
+        )
 
     def _take(
         self, widths: dict[str, int], inputs: int, bias: bool

@@ -57,7 +57,7 @@ class Emulation:
             prefix = f"layers.{index}."
             layer = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             y = self.norm(x, layer["attn_norm.weight"])
-            x = x + self.attention(y, layer, config.windows[index], cos, sin)
+            x = x + self.attention(y, layer, index, cos, sin)
             x = x + self.mlp(self.norm(x, layer["mlp_norm.weight"]), layer)
         return product(self.norm(x, tensors["norm.weight"]), head)
 
@@ -70,7 +70,7 @@ class Emulation:
         return self.linears(silu(gate) * up, layer, "mlp.down")[0]
 
     def attention(
-        self, x: Tensor, layer: dict[str, Tensor], window: int | None, cos: Tensor, sin: Tensor
+        self, x: Tensor, layer: dict[str, Tensor], index: int, cos: Tensor, sin: Tensor
     ) -> Tensor:
         query, key, value = (
             y.unflatten(-1, (-1, self.config.head_dim))
@@ -79,8 +79,9 @@ class Emulation:
         if "attn.q_norm.weight" in layer:
             query = self.norm(query, layer["attn.q_norm.weight"])
             key = self.norm(key, layer["attn.k_norm.weight"])
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        attended = self.attend(query, key, value, window)
+        if self.config.rotates[index]:
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        attended = self.attend(query, key, value, self.config.windows[index])
         return self.linears(attended.flatten(1), layer, "attn.o")[0]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> Tensor:

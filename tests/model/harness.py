@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.checkpoint import Checkpoint
-from model.decoder import families
 from model.decoder.attention.gathered import GatheredAttention
+from model.decoder.dense import DenseDecoder
 from model.decoder.kv_cache import BLOCK_SIZE, KVCache
 from model.decoder.runner import TorchRunner
 from model.decoder.weights import Weights
@@ -75,7 +75,7 @@ class TeacherForced:
         self.cache = cache
         self._blocks = list(range(blocks))
         self._runner = TorchRunner(
-            families.build(config, weights), GatheredAttention(config, cache, CPU), CPU
+            DenseDecoder(config, weights), GatheredAttention(config, cache, CPU), CPU
         )
 
     def logits(

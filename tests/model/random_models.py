@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from model.checkpoints.config import ModelConfig
-from model.decoder import families
+from model.checkpoints.families.known import config_from_hf
 from model.decoder.attention.gathered import GatheredAttention
+from model.decoder.dense import DenseDecoder
 from model.decoder.kv_cache import BLOCK_SIZE, KVCache
 from model.decoder.runner import TorchRunner
 from model.decoder.weights import Weights
@@ -55,7 +56,7 @@ def rope(**scaling: Any) -> dict[str, Any]:
 
 
 def config(**fields: Any) -> ModelConfig:
-    return ModelConfig.from_hf(SMALL | fields, name="random")
+    return config_from_hf(SMALL | fields, name="random")
 
 
 def mistral(**fields: Any) -> ModelConfig:
@@ -92,6 +93,7 @@ CONFIGS = {
     "qwen2 sliding window in the upper layers": qwen2(
         5, 1, use_sliding_window=True, sliding_window=70, max_window_layers=1, num_hidden_layers=2
     ),
+    "smollm3": config(model_type="smollm3", no_rope_layer_interval=2, **heads(4, 2, 32)),
     "qwen3": qwen3(**heads(4, 1, 128), vocab_size=33),
     "qwen3 tied, biased": qwen3(tie_word_embeddings=True, attention_bias=True, **heads(8, 8, 48)),
     "qwen3 sliding window": qwen3(
@@ -148,11 +150,11 @@ class RandomModel:
     @classmethod
     def of(cls, config: ModelConfig, *, four_bits: bool = False) -> "RandomModel":
         weights = RandomWeights(four_bits=four_bits)
-        families.build(config, weights)
+        DenseDecoder(config, weights)
         return cls(config, weights.made)
 
     def in_torch(self, blocks: int) -> TorchRunner:
-        decoder = families.build(self.config, self._weights())
+        decoder = DenseDecoder(self.config, self._weights())
         cache = KVCache(self.config, blocks, torch.float32, CPU)
         return TorchRunner(decoder, GatheredAttention(self.config, cache, CPU), CPU)
 

@@ -1,6 +1,6 @@
 // A whole decoder step in one call: embedding, layers over a paged 8-bit KV cache, head.
 //
-// The mathematics is that of model/families: pre-norm layers with rotary grouped-query attention and a
+// The mathematics is that of model/decoder: pre-norm layers with rotary grouped-query attention and a
 // gated MLP, with biases, head norms and sliding windows where a model has them. What Python
 // sees is the C interface at the end (model/native/library.py binds it).
 
@@ -46,6 +46,7 @@ struct Layer {
     Linear qkv, out, gate_up, down;
     std::vector<float> attention_norm, mlp_norm, query_norm, key_norm;
     int window = 0;  // positions that a row sees, itself included; 0: all
+    bool rotates = true;
 };
 
 // Some query heads of rows of one sequence that read the same KV head: `count` of them from head `head` of
@@ -305,7 +306,7 @@ class Decoder {
         const float* values = keys + key_width();
         float* y = row_[member].data();
         for (int head = 0; head < shape_.heads; ++head) {
-            rotate(qkv + head * d, layer.query_norm, m, y);
+            rotate(layer, qkv + head * d, layer.query_norm, m, y);
             const float largest = largest_magnitude(y, d);
             const size_t at = size_t(m) * shape_.heads + head;
             query_start_[at] = without_offset(
@@ -316,19 +317,24 @@ class Decoder {
         const int position = positions_[m];
         const int block = table(sequence_of_[m])[position / kBlock];
         for (int head = 0; head < shape_.kv_heads; ++head) {
-            rotate(keys + head * d, layer.key_norm, m, y);
+            rotate(layer, keys + head * d, layer.key_norm, m, y);
             cache_.write(index, block, position % kBlock, head, y, values + head * d);
         }
     }
 
-    // Rotary embedding of one head: dimension pair i is (i, i + d / 2).
-    void rotate(const float* from, const std::vector<float>& gains, int m, float* to) {
+    // Norm, if any, and rotary embedding of one head: dimension pair i is (i, i + d / 2).
+    void rotate(const Layer& layer, const float* from, const std::vector<float>& gains, int m,
+                float* to) {
         const int d = shape_.head_dim, half = d / 2;
         const float* cos = cos_.data() + size_t(positions_[m]) * half;
         const float* sin = sin_.data() + size_t(positions_[m]) * half;
         if (!gains.empty()) {
             rms_norm(from, gains.data(), d, to + d);
             from = to + d;
+        }
+        if (!layer.rotates) {
+            std::copy(from, from + d, to);
+            return;
         }
         for (int i = 0; i < half; i += 8) {
             const __m256 a = _mm256_loadu_ps(from + i), b = _mm256_loadu_ps(from + half + i);
@@ -556,8 +562,9 @@ void tickertape_set_rotary(Decoder* decoder, const float* cos, const float* sin,
     decoder->sin_.assign(sin, sin + count);
 }
 
-void tickertape_set_window(Decoder* decoder, int32_t layer, int32_t window) {
+void tickertape_set_layer(Decoder* decoder, int32_t layer, int32_t window, int32_t rotates) {
     decoder->layers_[layer].window = window;
+    decoder->layers_[layer].rotates = rotates != 0;
 }
 
 void tickertape_step(Decoder* decoder, const tickertape::ForwardArgs* step) { decoder->run(*step); }

@@ -6,6 +6,7 @@ import pytest
 from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from model.checkpoints.config import ModelConfig, RopeScaling
+from model.checkpoints.families.known import config_from_gguf, config_from_hf
 from model.protocol.errors import ModelLoadError
 
 SIZES: dict[str, Any] = {
@@ -38,11 +39,11 @@ LLAMA3 = {
 
 
 def from_hf(config: dict[str, Any], **generation: Any) -> ModelConfig:
-    return ModelConfig.from_hf(config, name="tiny", generation_config=generation)
+    return config_from_hf(config, name="tiny", generation_config=generation)
 
 
 def from_gguf(metadata: dict[str, Any], *tensors: str) -> ModelConfig:
-    return ModelConfig.from_gguf(metadata, name="tiny", tensor_names=tensors)
+    return config_from_gguf(metadata, name="tiny", tensor_names=tensors)
 
 
 @pytest.mark.parametrize(
@@ -248,3 +249,18 @@ def test_gguf_rope_scaling(change: dict[str, Any], expected: RopeScaling | None)
 def test_refuses_gguf_metadata(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
         from_gguf({**GGUF, **change})
+
+
+def test_which_layers_of_smollm3_rotate() -> None:
+    every_fourth = (True, True, True, False)
+    smollm3 = {**HF, "model_type": "smollm3", "num_hidden_layers": 8}
+    assert from_hf(smollm3).rotates == every_fourth * 2
+    assert from_hf({**smollm3, "no_rope_layers": [0, 1] * 4}).rotates == (False, True) * 4
+    assert from_hf(smollm3).tie_embeddings
+    assert all(from_hf(HF).rotates)
+    for wrong in ([1, 0], [2] * 8, ["1"] * 8, "11111111"):
+        with pytest.raises(ModelLoadError, match="no_rope_layers"):
+            from_hf({**smollm3, "no_rope_layers": wrong})
+    gguf = {key.replace("llama.", "smollm3."): value for key, value in GGUF.items()}
+    gguf |= {"general.architecture": "smollm3", "smollm3.block_count": 4}
+    assert from_gguf(gguf).rotates == every_fourth

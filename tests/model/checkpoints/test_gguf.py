@@ -143,12 +143,12 @@ def test_the_default_model_is_what_transformers_reads(
     assert not expected
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "smollm3"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_arrive_in_our_layout(tmp_path: Path, family: str, tied: bool) -> None:
     weights = random_weights(family, tied=tied)
     stored = weights
-    if family == "llama":
+    if family in ("llama", "smollm3"):
         stored = {name: as_stored(name, array) for name, array in weights.items()}
     path = write(tmp_path / "tiny.gguf", family, stored)
     config = open_checkpoint(path).config

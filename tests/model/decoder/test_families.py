@@ -16,6 +16,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from model.checkpoints.checkpoint import open_checkpoint
@@ -65,6 +67,10 @@ def qwen3(**fields: Any) -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(**(TINY | {"head_dim": 20} | fields)))
 
 
+def smollm3(**fields: Any) -> PreTrainedModel:
+    return SmolLM3ForCausalLM(SmolLM3Config(**(TINY | {"pad_token_id": 0} | fields)))
+
+
 MODELS = {
     "llama": lambda: llama(tie_word_embeddings=False),
     "llama tied": lambda: llama(tie_word_embeddings=True),
@@ -87,6 +93,13 @@ MODELS = {
     "qwen3 tied, biased": lambda: qwen3(tie_word_embeddings=True, attention_bias=True),
     "qwen3 sliding window": lambda: qwen3(
         use_sliding_window=True, sliding_window=11, max_window_layers=2
+    ),
+    "smollm3": lambda: smollm3(num_hidden_layers=5),
+    "smollm3 own layers, biased": lambda: smollm3(
+        no_rope_layers=[0, 1, 0], attention_bias=True, mlp_bias=True, tie_word_embeddings=False
+    ),
+    "smollm3 sliding window": lambda: smollm3(
+        no_rope_layer_interval=2, use_sliding_window=True, sliding_window=9
     ),
 }
 

@@ -58,7 +58,7 @@ void load(Decoder* decoder, const Model& model) {
             norm(layer, 2, s.head_dim);
             norm(layer, 3, s.head_dim);
         }
-        tickertape_set_window(decoder, layer, layer ? model.window : 0);
+        tickertape_set_layer(decoder, layer, layer ? model.window : 0, layer != 1);
     }
     if (!s.tied) matrix(0, 4, s.vocab, s.hidden, false);
     matrix(0, 5, s.vocab, s.hidden, false);

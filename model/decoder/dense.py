@@ -1,6 +1,4 @@
-"""Llama (Touvron et al. 2023), and with it Mistral and SmolLM2: the pre-norm decoder."""
-
-from typing import ClassVar
+"""The pre-norm decoder of Llama (Touvron et al. 2023) and its kin, as a config describes it."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,26 +11,23 @@ from model.decoder.rope import RotaryEmbedding
 from model.decoder.weights import Weights
 
 
-class Llama:
+class DenseDecoder:
     """Embed, then per layer x + attention(norm(x)) and x + mlp(norm(x)), then norm and head."""
 
-    attention: ClassVar[type[SelfAttention]] = SelfAttention
-
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        """Take all of `weights`. Raises ModelLoadError: one is missing, misshapen or left over."""
         vocab, hidden = config.vocab_size, config.hidden_size
         self._embedding = weights.take("embed.weight", (vocab, hidden))
         factors = weights.take_if_present("rope.factors", (config.head_dim // 2,))
         self._rope = RotaryEmbedding(config, weights.device, factors)
-        self._layers = [self._layer(config, weights, i) for i in range(config.num_layers)]
+        self._layers = [DecoderLayer(config, weights, i) for i in range(config.num_layers)]
         self._norm = take_norm(config, weights, "norm", hidden)
         self._head = (
             make_linear(self._embedding, storage=weights.storage)
             if config.tie_embeddings
             else take_linear(weights, ["head"], [vocab], hidden, bias=False)
         )
-
-    def _layer(self, config: ModelConfig, weights: Weights, index: int) -> "DecoderLayer":
-        return DecoderLayer(config, weights, index, self.attention(config, weights, index))
+        weights.expect_all_taken()
 
     def hidden(self, token_ids: Tensor, plan: AttentionPlan) -> Tensor:
         """Token ids (T,) -> the last layer's output (T, hidden), before the final norm."""
@@ -50,12 +45,10 @@ class Llama:
 class DecoderLayer:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(
-        self, config: ModelConfig, weights: Weights, index: int, attention: SelfAttention
-    ) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, index: int) -> None:
         hidden = config.hidden_size
         self._attention_norm = take_norm(config, weights, f"layers.{index}.attn_norm", hidden)
-        self._attention = attention
+        self._attention = SelfAttention(config, weights, index)
         self._mlp_norm = take_norm(config, weights, f"layers.{index}.mlp_norm", hidden)
         self._mlp = GatedMLP(config, weights, index)
 
