@@ -1,6 +1,7 @@
 """The long form: all bodies, all attacks, absolute bounds."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ BOUNDS = Bounds(health=100.0, gap=2.0)
 TAPE_MEMORY = 64 << 20
 FLAGS = ("--tape-memory", str(TAPE_MEMORY), "--log-level", "warning")
 ENGINE = 1200 << 20  # bytes, with a full KV cache
+ENGINE_MODULE = "model.process"
 EVERY = 250  # bodies, between two lines of progress
 
 
@@ -91,14 +93,20 @@ def memory(server: RunningServer) -> int:
 
     The engine fills its KV cache bit by bit, and that is no leak: so much it is always given.
     """
+    parts = memory_of_each(server)
+    return sum(parts.values()) + max(0, ENGINE - parts[ENGINE_MODULE])
+
+
+def memory_of_each(server: RunningServer) -> Counter[str]:
+    """Of the server and the modules that its children run."""
     root = psutil.Process(server.process.pid)
-    total = 0
+    found = Counter[str]()
     for process in [root, *root.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             used = process.memory_full_info().pss
-            engine = "model.process" in process.cmdline()
-            total += max(used, ENGINE) if engine else used
-    return total
+            modules = [part for part in process.cmdline() if part.startswith("model.")]
+            found[modules[0] if modules else "server"] += used
+    return found
 
 
 def run(options: Options, folder: Path) -> bool:
@@ -112,7 +120,9 @@ def run(options: Options, folder: Path) -> bool:
         comparison = Comparison(target, bystander, BOUNDS, lambda: memory(server))
         violations: list[Violation] = []
         if not options.no_bodies:
+            print_memory(server)
             violations += send_bodies(judge, comparison, document_of(server, tenants), options)
+            print_memory(server)
         if not options.no_attacks:
             for one in attack.chosen(options.only):
                 violations += print_outcome(comparison.carry_out(one)).violations
@@ -155,6 +165,11 @@ def judge_all(judge: Judge, attempts: list[Attempt]) -> list[Violation]:
     again = [violation for one in slow for violation in judge.judge(one)]
     print_violations(again)
     return found + again
+
+
+def print_memory(server: RunningServer) -> None:
+    parts = memory_of_each(server).items()
+    print(", ".join(f"{name} {used >> 20} MB" for name, used in parts), flush=True)
 
 
 def print_violations(violations: list[Violation]) -> None:
