@@ -128,30 +128,17 @@ class Server(uvicorn.Server):
         self._first_signal = self._first_signal or now
         self.force_exit = self.force_exit or now - self._first_signal >= _ONE_SIGNAL
         if self.started:  # before that, no services are there
-            self._services.link.drain()
+            self._services.drain()
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new work, let streams finish within the grace period, end the rest, and go."""
         services = self._services
-        services.link.drain()  # a signal has done so already, a failing engine has not
-        await self._wait_for_tapes(services)
-        services.registry.close()
-        await services.registry.store.flush()
-        services.dash.close()
+        services.drain()  # a signal has done so already, a failing engine has not
+        grace = services.settings.shutdown_grace
+        await services.until_idle(grace, lambda: self.force_exit or self.failure is not None)
+        await services.end_streams()
         await super().shutdown(sockets)
-
-    async def _wait_for_tapes(self, services: Services) -> None:
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + services.settings.shutdown_grace
-        # A signal handler sets force_exit, so there is no event to wait for.
-        while (  # noqa: ASYNC110
-            services.registry.num_active
-            and clock() < deadline
-            and not self.force_exit
-            and not self.failure
-        ):
-            await asyncio.sleep(0.05)
 
 
 def _spare_the_loop_collections() -> None:

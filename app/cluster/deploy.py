@@ -5,7 +5,6 @@ replica has begun any other shows and goes on with. `tickertape cluster` needs n
 already; on a cluster of Ray's that is there, `serve run app.cluster.deploy:application replicas=4`.
 """
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -127,21 +126,13 @@ def _as_ray_needs_it(app: FastAPI, grace: float) -> FastAPI:
             services: Services = app.state.services
             await services.link.loaded()
             yield state
-            services.link.drain()
-            await _wait_for_tapes(services, grace)
+            services.drain()
+            # Where another replica is there, it goes on with them.
+            hands_over = services.registry.store.hands_over
+            await services.until_idle(grace, lambda: hands_over)
 
     app.router.lifespan_context = lifespan
     return app
-
-
-async def _wait_for_tapes(services: Services, grace: float) -> None:
-    """Where another replica is there, it goes on with them, and nothing has to be waited for."""
-    registry = services.registry
-    deadline = time.monotonic() + grace
-    while (  # noqa: ASYNC110
-        registry.num_active and not registry.store.hands_over and time.monotonic() < deadline
-    ):
-        await asyncio.sleep(0.05)
 
 
 def deployment(settings: ClusterSettings) -> serve.Application:
