@@ -1,11 +1,11 @@
 // The operations page: wires the feed, the charts and the table together.
 
-import { Chart, element } from "/static/chart.js";
-import { follow } from "/static/feed.js";
-import { figure } from "/static/figures.js";
-import { History } from "/static/history.js";
+import { Chart, element } from "/static/dashboard/chart.js";
+import { follow } from "/static/dashboard/feed.js";
+import { figure } from "/static/format.js";
+import { History } from "/static/dashboard/samples.js";
 import { askForKey } from "/static/key.js";
-import { Rows } from "/static/rows.js";
+import { Rows } from "/static/dashboard/tape_table.js";
 import * as server from "/static/server.js";
 import * as tape from "/static/tape/client.js";
 

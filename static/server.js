@@ -1,6 +1,6 @@
 // What the server says about itself: does it live, does it take work, and what does it run?
 
-import { ask } from "/static/ask.js";
+import { ask } from "/static/http.js";
 
 const POLL_MS = 1500;
 const TIMEOUT_MS = 4000;

@@ -1,6 +1,6 @@
 // One answer: a tape, the reader of this page on it, and what has become of it. Knows no DOM.
 
-import { ServerError } from "/static/ask.js";
+import { ServerError } from "/static/http.js";
 import * as client from "/static/tape/client.js";
 import { TapeLog } from "/static/tape/log.js";
 import { TapeReader } from "/static/tape/reader.js";

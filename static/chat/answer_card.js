@@ -4,7 +4,7 @@ import { deleteButton } from "/static/chat/delete_button.js";
 import { editInPlace } from "/static/chat/edit_form.js";
 import { outcomeOf } from "/static/chat/outcome.js";
 import { button, copyFrom, el, iconButton, ICONS, oncePerFrame } from "/static/dom.js";
-import { figure } from "/static/figures.js";
+import { figure } from "/static/format.js";
 import { HeatText } from "/static/chat/heat_text.js";
 import { MarkdownStream } from "/static/markdown/stream.js";
 import { TapePanel } from "/static/tape/panel.js";

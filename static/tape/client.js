@@ -1,6 +1,6 @@
 // The requests about a tape: start, cancel, look at, fork. Knows the wire and nothing of the page.
 
-import { ask } from "/static/ask.js";
+import { ask } from "/static/http.js";
 
 const JSON_HEADERS = { "Content-Type": "application/json", Accept: "application/json" };
 

@@ -1,6 +1,6 @@
 // One reader of one tape: reads it to its end, over as many connections as it takes.
 
-import { ask, ServerError } from "/static/ask.js";
+import { ask, ServerError } from "/static/http.js";
 import { blocksOf, parse } from "/static/stream.js";
 import { locationOf } from "/static/tape/client.js";
 

@@ -46,7 +46,7 @@ def calling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
     path = tiny_llama(tmp_path_factory.mktemp("calling"), HERMES, context=4096)
     flags = ["--model", str(path), "--dtype", "float32", "--ping-interval", str(PING)]
     flags += ["--max-num-seqs", str(SEATS), "--max-waiting", str(WAITING)]
-    deadly = (sys.executable, "-m", "tests.e2e.deadly_engine")
+    deadly = (sys.executable, "-m", "tests.e2e.crashing_engine")
     with running(path / "log", *flags, command=deadly) as server:
         yield server
         assert server.stop() == 0, server.log.read_text()

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from tests.clients.blocks import Fields
 from tests.clients.conftest import KEY, PING, SEATS, WAITING, sdk
-from tests.e2e.deadly_engine import AT, DEADLY, SPOILT
+from tests.e2e.crashing_engine import AT, DEADLY, SPOILT
 from tests.server import RunningServer
 from tests.speed import patience
 

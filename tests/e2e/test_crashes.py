@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from tests.answers import Reading, read_all, read_into, to_the_end, typing
-from tests.e2e.deadly_engine import AT, DEADLY, SPOILT
+from tests.e2e.crashing_engine import AT, DEADLY, SPOILT
 from tests.server import RunningServer, running
 from tests.speed import Promised, patience
 
 STREAMS = 32
-DEADLY_SERVER = (sys.executable, "-m", "tests.e2e.deadly_engine")
+DEADLY_SERVER = (sys.executable, "-m", "tests.e2e.crashing_engine")
 
 
 # In float32 no company changes an answer, and torch is slow enough to be hit in the middle of one.

@@ -197,7 +197,7 @@ def until_closed(client: socket.socket) -> None:
 async def test_a_peer_that_vanishes_without_a_word_is_noticed(tmp_path: Path) -> None:
     """The network goes dark in a namespace of its own: nothing arrives, nothing is answered."""
     command = ["unshare", "--net", "--map-root-user"]
-    script = [sys.executable, "-m", "tests.e2e.dark_network", str(tmp_path / "log")]
+    script = [sys.executable, "-m", "tests.e2e.network_namespace", str(tmp_path / "log")]
     result = await asyncio.to_thread(
         subprocess.run, [*command, *script], capture_output=True, text=True, timeout=patience(100)
     )

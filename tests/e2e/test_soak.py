@@ -23,7 +23,7 @@ import pytest
 
 from bench.memory import alone
 from tests.answers import Reading, read_all
-from tests.e2e.deadly_engine import AT, DEADLY, SPOILT
+from tests.e2e.crashing_engine import AT, DEADLY, SPOILT
 from tests.proxy import Proxy
 from tests.raw import never_reading, post_generate
 from tests.server import RunningServer, running
@@ -33,7 +33,7 @@ from tickertape.client import Client, Done, Token
 
 AT_ONCE = 24
 KNOWN = 24  # different requests
-DEADLY_SERVER = (sys.executable, "-m", "tests.e2e.deadly_engine")
+DEADLY_SERVER = (sys.executable, "-m", "tests.e2e.crashing_engine")
 FLAGS = ("--dtype", "float32", "--tape-ttl", "20", "--send-timeout", "2", "--ping-interval", "1")
 
 

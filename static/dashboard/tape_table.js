@@ -1,7 +1,7 @@
 // The table of tapes. Rows stay where they are while they are shown, and so does the keyboard's focus.
 
-import { element } from "/static/chart.js";
-import { figure, NONE } from "/static/figures.js";
+import { element } from "/static/dashboard/chart.js";
+import { figure, NONE } from "/static/format.js";
 
 export class Rows {
   /** `cancel` takes a tape's id and resolves when the server has taken it, or throws why not. */

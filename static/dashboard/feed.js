@@ -1,6 +1,6 @@
 // The connection to /v1/dash: reads it for as long as the page is open. Knows nothing of the page.
 
-import { ask } from "/static/ask.js";
+import { ask } from "/static/http.js";
 import { eventsOf } from "/static/stream.js";
 
 const FIRST_RETRY_MS = 500;

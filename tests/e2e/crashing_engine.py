@@ -1,6 +1,6 @@
 """The engine process, but requests with certain seeds hurt it. The server's command line starts it:
 
-    python -m tests.e2e.deadly_engine serve ...
+    python -m tests.e2e.crashing_engine serve ...
 
 DEADLY ends the process by a segmentation fault at its fourth token, SPOILT makes the model give NaN
 for that row, there.
@@ -53,7 +53,7 @@ def serve() -> None:
     from app import cli
     from app.processes.engine_client import EngineClient
 
-    EngineClient.command = (sys.executable, "-m", "tests.e2e.deadly_engine")
+    EngineClient.command = (sys.executable, "-m", "tests.e2e.crashing_engine")
     cli.main()
 
 

@@ -1,6 +1,6 @@
 // One chart of the last minutes: lines by uPlot, a legend with the figures, and the same in words.
 
-import { figure } from "/static/figures.js";
+import { figure } from "/static/format.js";
 import uPlot from "/static/vendor/uplot/uPlot.esm.js";
 
 const SHORTEST_S = 60;

@@ -1,6 +1,6 @@
 """Run in a network namespace of its own: a server, a stream, and then the only interface goes down.
 
-unshare --net --map-root-user python -m tests.e2e.dark_network LOG
+unshare --net --map-root-user python -m tests.e2e.network_namespace LOG
 """
 
 import asyncio
