@@ -33,7 +33,7 @@ from model.protocol.messages import (
     ids_of,
 )
 from model.protocol.sampling_params import SamplingParams
-from tickertape.client import Done, Event, GenerationError, Options, Status, TickertapeError, Token
+from tickertape import Done, Event, GenerationError, Options, Status, TickertapeError, Token
 
 Events = AsyncGenerator[Event, None]
 

@@ -7,7 +7,7 @@ from statistics import median
 import msgspec
 import numpy as np
 
-from tickertape.client import TickertapeError
+from tickertape import TickertapeError
 
 
 class BenchError(TickertapeError):

@@ -17,7 +17,7 @@ from app.cli.options import ApiKey, Url, with_options, with_sampling
 from app.cli.source import named, source
 from app.cli.terminal import Typed, ends_as_a_shell_expects, note, notes, say, type_text, waiting
 from app.settings import EngineSettings
-from tickertape.client import Client, Options, TickertapeError
+from tickertape import Client, Options, TickertapeError
 
 if TYPE_CHECKING:
     from app.local_model import LocalModel

@@ -7,7 +7,7 @@ from typing import Any, cast
 from app.cli import conversation as files
 from app.cli.conversation import Conversation, ConversationError
 from app.cli.options import SAMPLING, sampling_field
-from tickertape.client import Options
+from tickertape import Options
 
 HELP = """\
 /help                 show this list

@@ -12,7 +12,7 @@ from app.cli.terminal import say
 from app.settings import SettingsError
 from app.sockets.listening import AddressError
 from model.protocol.errors import ModelLoadError
-from tickertape.client import TickertapeError
+from tickertape import TickertapeError
 
 app = typer.Typer(
     name="tickertape",

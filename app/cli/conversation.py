@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from tickertape.client import Options
+from tickertape import Options
 
 _FORMAT = "tickertape chat 1"
 

@@ -10,7 +10,7 @@ from app.cli.options import ApiKey, Url, with_options, with_sampling
 from app.cli.source import named, source
 from app.cli.terminal import Typed, run, waiting
 from app.settings import EngineSettings, SettingsError
-from tickertape.client import Options
+from tickertape import Options
 
 
 @with_options(EngineSettings)

@@ -4,7 +4,7 @@ from typing import Any
 
 from app.cli.options import ApiKey, ServerUrl
 from app.cli.terminal import note, print_table, run
-from tickertape.client import Client
+from tickertape import Client
 
 _HEAD = ("TAPE", "STATUS", "PROMPT", "TOKENS", "TOKENS/S", "READERS", "AGE")
 

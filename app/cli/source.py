@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from app.settings import EngineSettings, SettingsError, load
-from tickertape.client import Client
+from tickertape import Client
 
 if TYPE_CHECKING:
     from app.local_model import LocalModel

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.status import Status as Spinner
 from rich.text import Text
 
-from tickertape.client import Done, Event, Status, Token
+from tickertape import Done, Event, Status, Token
 
 notes = Console(stderr=True, highlight=False)
 

@@ -13,7 +13,7 @@ import pytest
 from tests.answers import Reading, read_all, read_into, typing
 from tests.server import RunningServer, running
 from tests.speed import Promised, in_turn, patience
-from tickertape.client import Client, Done
+from tickertape import Client, Done
 
 SEATS, WAITING = 2, 3
 FULL = SEATS + WAITING

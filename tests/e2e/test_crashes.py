@@ -163,6 +163,7 @@ async def test_a_request_that_kills_it_fails_alone(
     assert answer.json()["error"]["code"] == "engine_error"
 
 
+@pytest.mark.long
 async def test_an_engine_that_hangs_is_killed_and_the_streams_go_on(
     tmp_path: Path, undisturbed: list[list[int]]
 ) -> None:
@@ -181,6 +182,7 @@ async def test_an_engine_that_hangs_is_killed_and_the_streams_go_on(
         assert server.stop() == 0
 
 
+@pytest.mark.long
 async def test_an_engine_that_stops_while_it_loads_is_replaced(
     tmp_path: Path, undisturbed: list[list[int]]
 ) -> None:
@@ -215,7 +217,9 @@ async def stopped_while_it_loads(server: RunningServer) -> None:
     await replaced(server, health["engine_pid"], seconds=60)
 
 
-@pytest.mark.parametrize("free", [0, 1, 2])
+@pytest.mark.parametrize(
+    "free", [1, *(pytest.param(free, marks=pytest.mark.long) for free in (0, 2))]
+)
 async def test_without_descriptors_the_streams_wait_and_go_on(
     own: RunningServer, http: httpx.AsyncClient, undisturbed: list[list[int]], free: int
 ) -> None:

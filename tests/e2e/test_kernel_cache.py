@@ -71,7 +71,10 @@ def open_to_all(folder: Path) -> None:
     folder.chmod(0o777)
 
 
-@pytest.mark.parametrize("harm", [cut, flip, open_to_all])
+@pytest.mark.parametrize(
+    "harm",
+    [cut, *(pytest.param(harm, marks=pytest.mark.long) for harm in (flip, open_to_all))],
+)
 async def test_a_bad_cache_is_named_and_the_kernels_are_compiled_again(
     cache: Path, tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:

@@ -22,8 +22,8 @@ _SPOILT = "redis.call('DEL', KEYS[1]); redis.call('SET', KEYS[1], 'no stream')"
 Fault = Callable[[Redis], AbstractContextManager[None]]
 FAULTS = [
     pytest.param(Redis.full, "maxmemory", id="full"),
-    pytest.param(Redis.read_only, "read only", id="read-only"),
-    pytest.param(Redis.without_disk, "MISCONF", id="without disk"),
+    pytest.param(Redis.read_only, "read only", id="read-only", marks=pytest.mark.long),
+    pytest.param(Redis.without_disk, "MISCONF", id="without disk", marks=pytest.mark.long),
     pytest.param(Redis.killed, "", id="killed"),
 ]
 

@@ -19,7 +19,7 @@ from tests.redis import Redis, redis
 from tests.server import RunningServer, read_stream, running
 from tests.speed import patience
 from tests.tiny import CHAT_TEMPLATE, tiny_llama
-from tickertape.client import Client
+from tickertape import Client
 
 STREAMS = 32
 LONG = 400

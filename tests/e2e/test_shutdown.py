@@ -126,7 +126,13 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize("signals", TOGETHER.values(), ids=TOGETHER.keys())
+@pytest.mark.parametrize(
+    "signals",
+    [
+        pytest.param(signals, id=name, marks=[pytest.mark.long] if number > 1 else [])
+        for number, (name, signals) in enumerate(TOGETHER.items())
+    ],
+)
 async def test_signals_that_belong_together_are_one(
     tmp_path: Path, signals: list[tuple[Callable[[int, int], None], signal.Signals]]
 ) -> None:

@@ -29,7 +29,7 @@ from tests.raw import never_reading, post_generate
 from tests.server import RunningServer, running
 from tests.speed import patience
 from tests.tiny import tiny_llama
-from tickertape.client import Client, Done, Token
+from tickertape import Client, Done, Token
 
 AT_ONCE = 24
 KNOWN = 24  # different requests

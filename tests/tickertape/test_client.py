@@ -9,7 +9,7 @@ import pytest
 
 from tests.prompts import PROMPTS
 from tests.server import RunningServer, free_port
-from tickertape.client import (
+from tickertape import (
     Client,
     ConnectionLostError,
     Done,

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tests.server import RunningServer, free_port
-from tickertape.client import Client, RefusedError, TickertapeError
+from tickertape import Client, RefusedError, TickertapeError
 from tickertape.server_address import authorization, base_url, is_loopback
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")

@@ -13,7 +13,7 @@ import pytest
 from tests.proxy import Proxy
 from tests.server import RunningServer
 from tests.speed import patience
-from tickertape.client import (
+from tickertape import (
     Client,
     ConnectionLostError,
     Done,

@@ -15,7 +15,7 @@ from tests.answers import Reading
 from tests.server import RunningServer, running
 from tests.speed import patience
 from tests.tiny import tiny_llama
-from tickertape.client import Client, Done, RefusedError
+from tickertape import Client, Done, RefusedError
 
 ALICE, BOB = "alice's key", "bob-ключ"
 BODY: dict[str, Any] = {"prompt": "x" * 100, "max_length": 5, "ignore_eos": True}

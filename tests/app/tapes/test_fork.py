@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.server import RunningServer, parse_frames, read_stream, running
-from tickertape.client import Client, Done, Token
+from tickertape import Client, Done, Token
 
 TOKENS = 24
 CHAT = [{"role": "user", "content": "Name three colours."}]

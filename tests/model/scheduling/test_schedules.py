@@ -202,6 +202,7 @@ def test_a_failed_row_fails_alone_and_nothing_of_it_is_used_again(tiny: Path, al
     assert differences(again, schedule[:1], alone) == []
 
 
+@pytest.mark.long
 def test_the_default_model_too(model_path: Path, tokenizer: Tokenizer) -> None:
     """Three schedules: a small pool, sharing, priorities, pauses."""
     alone = Alone(model_path)
