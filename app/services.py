@@ -17,6 +17,7 @@ from app.admission import Admission, calls_tools
 from app.caller import Caller
 from app.guard.api_keys import ApiKeys
 from app.guard.fair_share import Shares
+from app.guard.heap import Heap
 from app.guard.rate_limits import Limits, parse_rates
 from app.observability.dashboard import Dash
 from app.observability.logs import TapeLog
@@ -102,6 +103,7 @@ class Services:
     api_keys: ApiKeys
     limits: Limits
     bodies: Shares  # bytes of request bodies that are read or worked on
+    heap: Heap
     metrics: Metrics
     dash: Dash
     turns: Turns
@@ -167,6 +169,7 @@ async def started(
                 settings.max_concurrent,
             ),
             bodies=Shares(max(_BODIES, 4 * settings.max_body_size)),
+            heap=Heap(),
             metrics=metrics,
             dash=dash,
             turns=Turns(),

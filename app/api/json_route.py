@@ -45,7 +45,9 @@ class _StrictRequest(Request):
 
     def let_go(self) -> None:
         """The body is worked on no more."""
-        services_of(self).bodies.give_back(caller_of(self).client, self._held)
+        services = services_of(self)
+        services.bodies.give_back(caller_of(self).client, self._held)
+        services.heap.freed(self._held)
         self._held = 0
 
     async def json(self) -> Any:

@@ -15,6 +15,7 @@ from app.api.openai.completions_types import CompletionBody
 from app.api.openai.route import OpenAIRoute
 from app.guard.api_keys import ApiKeys
 from app.guard.fair_share import Shares
+from app.guard.heap import Heap
 from app.readers.turns import Turns
 from app.settings import Settings
 
@@ -32,6 +33,7 @@ def application(body_type: type, route_class: type[StrictJSONRoute]) -> FastAPI:
     app.state.services = SimpleNamespace(
         settings=Settings(),
         bodies=Shares(64 << 20),
+        heap=Heap(),
         turns=Turns(),
         api_keys=ApiKeys(),
     )
