@@ -60,7 +60,7 @@ async def respond(
     services: Services,
     caller: Caller,
     body: LeavingFields,
-    request: GenerationRequest,
+    generation: Callable[[], GenerationRequest],
     *,
     last_event_id: str | None,
     key: str | None,
@@ -70,14 +70,15 @@ async def respond(
 ) -> Response:
     """The response to a POST that generates. Raises APIError.
 
-    With `last_event_id` nothing new begins. `answer` is the whole answer as JSON, in pieces.
+    With `last_event_id` nothing new begins, and `generation`, what the body asks for, is not made.
+    `answer` is the whole answer as JSON, in pieces.
     """
     if last_event_id:
         return await resume(services, caller, last_event_id, dialect)
     if streamed:
-        tape = await start(services, caller, body, request, key)
+        tape = await start(services, caller, body, generation(), key)
         return stream(services, tape, dialect=dialect(tape))
-    tape, end = await whole(services, caller, body, request, key)
+    tape, end = await whole(services, caller, body, generation(), key)
     return await json_answer(services.turns, tape, answer(tape, end))
 
 

@@ -126,15 +126,20 @@ class SamplingFields(DrawFields, LeavingFields):
     )
 
     def request(
-        self, prompts: Sequence[Prompt], max_tokens: int | None, **more: Any
+        self,
+        prompts: Sequence[Prompt],
+        max_tokens: int | None,
+        *,
+        logprobs: int | None = None,
+        **more: Any,
     ) -> GenerationRequest:
-        """What to generate; `more` are other fields of GenerationRequest, and `logprobs`."""
+        """What to generate; `more` are other fields of GenerationRequest."""
         given = self.model_fields_set | self.own_defaults
         params = sampling_params.SamplingParams(
             max_tokens=0,
             seed=sampling_params.fresh_seed() if self.seed is None else self.seed,
-            logprobs=more.pop("logprobs", None),
-            **{name: _hashable(getattr(self, name)) for name in _PARAMS},
+            logprobs=logprobs,
+            **{name: as_the_sampler_has_it(getattr(self, name)) for name in _PARAMS},
         )
         return GenerationRequest(
             prompts=prompts,
@@ -153,5 +158,6 @@ _PARAMS: Final = frozenset(
 ) - {"seed"}
 
 
-def _hashable(value: Any) -> Any:
+def as_the_sampler_has_it(value: Any) -> Any:
+    """SamplingParams are frozen: their lists are tuples."""
     return tuple(value) if isinstance(value, list) else value

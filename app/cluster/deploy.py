@@ -127,9 +127,9 @@ def _as_ray_needs_it(app: FastAPI, grace: float) -> FastAPI:
             await services.link.loaded()
             yield state
             services.drain()
-            # Where another replica is there, it goes on with them.
-            hands_over = services.registry.store.hands_over
-            await services.until_idle(grace, lambda: hands_over)
+            # As long as another replica is there, it would go on with them.
+            store = services.registry.store
+            await services.until_idle(grace, lambda: store.hands_over)
 
     app.router.lifespan_context = lifespan
     return app

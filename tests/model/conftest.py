@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from model.checkpoints.checkpoint import Checkpoint
 from model.checkpoints.safetensors import canonical_name
 from model.engine import Engine
 from model.native import library
-from tests.model.harness import load_engine
+from tests.model.harness import load_engine, transformers_llama
 
 
 @pytest.fixture(scope="session")
@@ -26,24 +25,8 @@ def reference(checkpoint: Checkpoint) -> Any:
     Its own reading of the file takes a minute; tests/model/checkpoints/test_gguf.py compares the
     weights and the config with that.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = checkpoint.config
-    with torch.device("meta"):
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                num_key_value_heads=config.num_kv_heads,
-                max_position_embeddings=config.max_model_len,
-                rope_theta=config.rope_theta,
-                rms_norm_eps=config.norm_eps,
-                tie_word_embeddings=config.tie_embeddings,
-            )
-        )
+    model = transformers_llama(config)
     weights = dict(checkpoint.weights())
     names = {key: canonical_name(key) or "" for key in model.state_dict()}
     tied = {"head.weight": weights["embed.weight"]} if config.tie_embeddings else {}

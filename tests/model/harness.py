@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.config import ModelConfig
 from model.decoder.attention.gathered import GatheredAttention
 from model.decoder.dense import DenseDecoder
 from model.decoder.kv_cache import BLOCK_SIZE, KVCache
@@ -28,6 +30,25 @@ CPU = torch.device("cpu")
 def greedy(max_tokens: int, **fields: object) -> SamplingParams:
     settings = {"temperature": 0.0, "seed": 0, "ignore_eos": True} | fields
     return SamplingParams(max_tokens=max_tokens, **settings)  # type: ignore[arg-type]
+
+
+def transformers_llama(config: ModelConfig) -> LlamaForCausalLM:
+    """transformers' decoder of this shape, on no device: weights are given to it."""
+    with torch.device("meta"):
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                num_key_value_heads=config.num_kv_heads,
+                max_position_embeddings=config.max_model_len,
+                rope_theta=config.rope_theta,
+                rms_norm_eps=config.norm_eps,
+                tie_word_embeddings=config.tie_embeddings,
+            )
+        )
 
 
 def load_engine(path: Path, **options: object) -> Engine:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.openai.chat_types import Messages
-from app.api.sampling_fields import DrawFields, LeavingFields, TokenId
+from app.api.sampling_fields import DrawFields, LeavingFields, TokenId, as_the_sampler_has_it
 from app.api.validation import Range
 from model.protocol import sampling_params
 from model.protocol.messages import Conversation
@@ -37,7 +37,9 @@ class ForkBody(DrawFields, LeavingFields):
     def changes(self) -> dict[str, Any]:
         """The fields of SamplingParams that were given."""
         given = self.model_fields_set - _NOT_SAMPLING
-        changes = {_RENAMED.get(name, name): _plain(getattr(self, name)) for name in given}
+        changes = {
+            _RENAMED.get(name, name): as_the_sampler_has_it(getattr(self, name)) for name in given
+        }
         if "seed" in given and self.seed is None:
             changes["seed"] = fresh_seed()
         return changes
@@ -46,10 +48,6 @@ class ForkBody(DrawFields, LeavingFields):
         if not self.messages:
             return None
         return Conversation([message.turn() for message in self.messages], continues=True)
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 class Forked(BaseModel):

@@ -45,7 +45,7 @@ async def generate(
         services,
         caller,
         body,
-        body.generation(),
+        body.generation,
         last_event_id=last_event_id,
         key=idempotency_key,
         streamed=body.stream or "text/event-stream" in accept,

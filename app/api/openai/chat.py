@@ -47,7 +47,7 @@ async def chat(
         services,
         caller,
         body,
-        body.generation(_forced_calls(body)),
+        lambda: body.generation(_forced_calls(body)),
         last_event_id=last_event_id,
         key=idempotency_key,
         streamed=body.stream,

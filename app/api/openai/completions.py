@@ -44,7 +44,7 @@ async def complete(
         services,
         caller,
         body,
-        body.generation(),
+        body.generation,
         last_event_id=last_event_id,
         key=idempotency_key,
         streamed=body.stream,

@@ -108,14 +108,14 @@ def _rope(fields: Fields, context: int, theta: float) -> tuple[float, RopeScalin
 
 
 def windows(
-    fields: Fields, layers: int, others: Sequence[int | None], window: int | None
+    fields: Fields, others: Sequence[int | None], window: int | None
 ) -> tuple[int | None, ...]:
     """The sliding window of each layer by `layer_types`; `others` where the key is absent."""
     kinds = fields.get("layer_types")
     if kinds is None:
         return tuple(others)
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        raise ModelLoadError(f"layer_types must be a list of {layers} names")
+    if not isinstance(kinds, list) or len(kinds) != len(others):
+        raise ModelLoadError(f"layer_types must be a list of {len(others)} names")
     return tuple(_window(kind, window) for kind in kinds)
 
 

@@ -23,7 +23,7 @@ def windows(fields: Fields, layers: int) -> tuple[int | None, ...]:
         window = fields.integer("sliding_window", 4096, high=MAX_CONTEXT)
     first = fields.integer("max_window_layers", 28, low=0)
     by_place = [window if layer >= first else None for layer in range(layers)]
-    return hf_reader.windows(fields, layers, by_place, window)
+    return hf_reader.windows(fields, by_place, window)
 
 
 def _from_gguf(file: GGUFFile) -> ModelConfig:

@@ -8,7 +8,7 @@ from model.checkpoints.families.family import Directory, Family, GGUFFile
 from model.checkpoints.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from model.protocol.errors import ModelLoadError
 
-_INTERVAL = 4  # llama.cpp has it in its code: GGUF files do not say it
+_INTERVAL = 4  # where the file does not say it; GGUF files never do
 
 
 def _from_hf(directory: Directory) -> ModelConfig:
@@ -28,7 +28,7 @@ def _from_hf(directory: Directory) -> ModelConfig:
         qkv_bias=bias,
         o_bias=bias,
         mlp_bias=fields.flag("mlp_bias", False),
-        windows=hf_reader.windows(fields, config.num_layers, by_place, window),
+        windows=hf_reader.windows(fields, by_place, window),
         rotates=rotates,
     )
 
@@ -37,7 +37,9 @@ def _rotates(fields: Fields, layers: int) -> tuple[bool, ...]:
     """`no_rope_layers` has 1 for a layer that rotates."""
     flags = fields.get("no_rope_layers")
     if flags is None:
-        return _by_interval(layers, fields.integer("no_rope_layer_interval", 4, high=MAX_LAYERS))
+        return _by_interval(
+            layers, fields.integer("no_rope_layer_interval", _INTERVAL, high=MAX_LAYERS)
+        )
     if (
         not isinstance(flags, list)
         or len(flags) < layers

@@ -12,7 +12,6 @@ import torch
 from gguf import GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from model.checkpoints import safetensors
@@ -20,6 +19,7 @@ from model.checkpoints.checkpoint import open_checkpoint
 from model.checkpoints.gguf import canonical_name
 from model.checkpoints.hub import resolve
 from model.protocol.errors import ModelLoadError
+from tests.model.harness import transformers_llama
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 32, 64, 2, 4, 2, 8
 F32 = GGMLQuantizationType.F32
@@ -120,18 +120,7 @@ def test_the_default_model_is_what_transformers_reads(
     path = resolve("smollm2-135m")
     checkpoint = open_checkpoint(path)
     config = checkpoint.config
-    with torch.device("meta"):
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                intermediate_size=config.intermediate_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                num_key_value_heads=config.num_kv_heads,
-                tie_word_embeddings=config.tie_embeddings,
-            )
-        )
+    model = transformers_llama(config)
     theirs = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)
     for key, value in theirs["config"].items():
         if key in (ours := {"rope_theta": config.rope_theta, "rms_norm_eps": config.norm_eps}):
